@@ -6,7 +6,7 @@ PIP = $(BIN)/pip --disable-pip-version-check install --constraint constraints.tx
 TICK_SECONDS = 10
 comma := ,
 
-.PHONY: demo test test-external docs lint chaos soak bench bench-quick clean
+.PHONY: demo test test-external test-slow docs lint chaos soak bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
@@ -18,6 +18,10 @@ test: $(VENV)/.test
 # Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
 test-external: $(VENV)/.test
 	$(BIN)/python -m pytest -m external --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Tests that take most of a minute each: trainings on Ray Train, starts of another Ray, the commands of pages.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 # The documentation site in docs/_build/html; a dead link or anchor is an error.
 docs: $(VENV)/.docs

@@ -10,13 +10,13 @@ import torch
 
 from imagemill.jobs.console import number, print_text
 from imagemill.jobs.outputs import check_output
-from imagemill.models.objectives.compress import decode_latent
+from imagemill.models.latents import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.exports import open_snapshot
 from imagemill.pipeline.output.file_record import FileRecord
-from imagemill.pipeline.output.latent_symbols import iterate_latent_rows, upright_size
-from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, LatentCoders, check_latents, read_symbols
+from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS, image_size, iterate_latent_rows
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, LatentCoders, check_latents, read_code
 from imagemill.pipeline.output.name_clashes import find_clashes
 from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name
@@ -24,7 +24,7 @@ from imagemill.pipeline.output.ownership import FOLDERS
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
-from imagemill.pipeline.schema import LATENT_CONTENT, LatentError
+from imagemill.pipeline.schema import FITTING, LATENT_CONTENT, LatentError
 from imagemill.pipeline.sources.addresses import WEB_SCHEMES
 from imagemill.pipeline.sources.input import is_input_file
 from imagemill.pipeline.storage import Store
@@ -32,16 +32,24 @@ from imagemill.pipeline.storage import Store
 DECODED_AT_ONCE = 32
 ANNOUNCED_AT_ONCE = 4096
 """Names that are recorded together before their images are written, and with their digests afterwards."""
-IMAGE_COLUMNS = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
-"""Columns that decoding needs in addition to the latent."""
-EXPORT_COLUMNS = {*IMAGE_COLUMNS, *LATENT_COLUMNS}.difference(LATENT_CONTENT[1:])
-"""Columns that an export needs so that it can be decoded. An export keeps latents only in the column `latent`."""
+DECODED_COLUMNS = ["rel_path", *SIZE_COLUMNS, "step", "checkpoint_sha256", *LATENT_COLUMNS]
+"""Columns that decoding uses. Exports of older versions lack some of them."""
+
+
+def export_columns(are_resized: bool) -> set[str]:
+    """Return the columns that an export needs so that it can be decoded. It keeps latents only in the column `latent`.
+
+    Args:
+        are_resized: whether an image was resized or cropped before it was encoded.
+    """
+    unneeded = [*LATENT_CONTENT[1:], "latent_dtype", *(() if are_resized else (name for name, _ in FITTING))]
+    return set(DECODED_COLUMNS).difference(unneeded)
 
 
 def decode_row(row: dict[str, Any], coders: LatentCoders, device: str) -> np.ndarray:
     """Decode a row of `iterate_latent_rows` to an image (H,W,3) uint8. Raises LatentError if the latent is damaged."""
-    symbols = read_symbols(row, coders)
-    return decode_latent(coders[row["checkpoint_sha256"]], symbols, upright_size(row), row["step"], device)
+    code = read_code(row, coders)
+    return decode_latent(coders[row["checkpoint_sha256"]], code, image_size(row), row["step"], device)
 
 
 def decode_output(output: Store, dest: Store, where: str | None = None, overwrite: bool = False) -> int:
@@ -87,8 +95,8 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
             return
         files.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
-    latent_columns = [name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_CONTENT[1:]]
-    tables = state.tables([*IMAGE_COLUMNS, *latent_columns])
+    columns = [name for name in DECODED_COLUMNS if name in state.schema.names or name in export_columns(are_resized=False)]
+    tables = state.tables(columns)
     batches = (t.slice(start, DECODED_AT_ONCE) for t in tables for start in range(0, len(t), DECODED_AT_ONCE))
     started = announced = 0
     with ThreadPoolExecutor() as pool, files:

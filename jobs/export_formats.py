@@ -1,4 +1,4 @@
-"""Write a part of an export in one of four formats."""
+"""Write a part of an export in one of four formats. `export_files` has the formats with one file for each image."""
 
 import io
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imagemill.jobs.export_files import FILE_FORMATS
 from imagemill.models.checkpoint import replace_non_finite
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
@@ -103,8 +104,9 @@ def check_format(name: str, dest: Store, columns: list[str]) -> None:
     Raises:
         ConfigError: when the format is unknown or not installed, or cannot write to `dest` or without a column.
     """
-    if name not in FORMATS:
-        raise ConfigError(f"--format {name}: unknown format. Valid: {', '.join(FORMATS)}")
+    valid = sorted([*FORMATS, *FILE_FORMATS])
+    if name not in valid:
+        raise ConfigError(f"--format {name}: unknown format. Valid: {', '.join(valid)}")
     if name == "webdataset" and "image_id" not in columns:
         raise ConfigError("--format webdataset: names files by image_id. Add image_id to --columns.")
     if name == "lance":

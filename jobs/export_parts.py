@@ -1,4 +1,4 @@
-"""Write the parts of an export: tables of bounded size, in one folder per latent shape."""
+"""Write the parts of an export: tables of bounded size, in one folder, or in one folder per latent shape."""
 
 import json
 from collections import Counter
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from imagemill.jobs.export_formats import FORMATS
+from imagemill.jobs.export_values import Scale
 from imagemill.jobs.removed import Sources
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.lookahead import map_ahead
@@ -46,7 +47,10 @@ class ExportParts:
     columns: list[str]
     embed: Callable[[np.ndarray], np.ndarray] | None
     """Computes the embeddings (N,D) of latents (N,C,h,w)."""
+    scale: Scale
     folder_per_shape: bool
+    fixed_size: bool
+    """Whether vectors are lists of fixed size. Otherwise one folder takes latents of all shapes."""
     about: dict[str, Any]
     """Metadata of each part: what its values mean."""
     buffered: dict[str, list[pa.Table]] = field(default_factory=dict)
@@ -97,18 +101,24 @@ class ExportParts:
 
     def _table(self, latents: Latents, sources: Sources) -> pa.Table:
         """Return a batch with the columns of the export; the metadata of the schema says what the values mean."""
-        rows, values = latents.rows, latents.values
+        rows, values = latents.rows, self.scale(latents.values)
         columns: dict[str, Any] = {}
         for name in self.columns:
             if name == "removed":
                 columns[name] = sources.removed(rows["image_id"], self.dest.url)
                 self.removed += columns[name].true_count
             elif name == "latent":
-                columns[name] = to_vector_column(values.reshape(len(values), -1))
+                columns[name] = self._vectors(values.reshape(len(values), -1))
             elif name == "embedding":
                 embed = require_value(self.embed, "the function that computes embeddings")
-                columns[name] = to_vector_column(embed(values).astype(np.float32, copy=False))
+                columns[name] = self._vectors(embed(values).astype(np.float32, copy=False))
             else:
                 columns[name] = rows[name]
-        about = self.about | ({"latent_shape": list(values.shape[1:])} if "latent" in self.columns else {})
+        has_shape = "latent" in self.columns and self.fixed_size
+        about = self.about | ({"latent_shape": list(values.shape[1:])} if has_shape else {})
         return pa.table(columns).replace_schema_metadata({"imagemill": json.dumps(about)})
+
+    def _vectors(self, values: np.ndarray) -> pa.Array:
+        """Return vectors (N,D) float32 as a column."""
+        column = to_vector_column(values)
+        return column if self.fixed_size else column.cast(pa.list_(pa.float32()))

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.latents import encode_images
 from imagemill.models.likeness import WHITENING, fit_whitening, likeness_features
-from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0

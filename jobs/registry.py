@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagemill.jobs.console import format_figure, number, print_facts, print_json, print_table, print_text
+from imagemill.jobs.importing.contract_facts import contract_facts
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
@@ -132,7 +133,7 @@ def show_checkpoint(name_or_url: str, storage: StorageConfig, as_json: bool = Fa
         content = {**card.model_dump(), **counts, "input": list(model.example), "layers": layers}
         print_json(checkpoints.replace_non_finite(content))
         return
-    print_facts([
+    facts = [
         ("name", card.name),
         ("task", card.task),
         ("architecture", f"{card.architecture} {describe_values(card.parameters)}".strip()),
@@ -141,9 +142,12 @@ def show_checkpoint(name_or_url: str, storage: StorageConfig, as_json: bool = Fa
         ("preprocessing", describe_values(card.preprocessing)),
         ("trained on", card.data or "unknown"),
         ("training", describe_values(card.training)),
+        *((("imported from", describe_values(card.origin.model_dump())),) if card.origin else ()),
+        *(contract_facts(card.contract) if card.contract else ()),
         ("parameters", f"{count_parameters(model):,}"),
         ("compute", f"{multiply_adds:,} multiply-adds for an input of {size}"),
-    ])  # fmt: skip
+    ]
+    print_facts([(name, value) for name, value in facts if value])
     print_text(f"\nlayers, for an input of {size}\n")
     print_table(list(layers[0]), [list(map(layer_cell, layer.values())) for layer in layers])
     for entry in card.metrics:

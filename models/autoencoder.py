@@ -81,6 +81,11 @@ class LatentCoder(Autoencoder):
         self.entropy = EntropyModel(**tables) if tables else None
         return super().load_state_dict(state_dict, strict, assign)
 
+    @property
+    def factor(self) -> int:
+        """Pixels of an image for each symbol, in each direction."""
+        return self.stride
+
     @abstractmethod
     def encode_symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
         """Map images (B,C,H,W) float in [0,1] to symbols (B,c,H/stride,W/stride), float32 integers in [-128,127]."""

@@ -9,6 +9,22 @@ from imagemill.models.contract import Contract
 Route = Literal["imagemill", "diffusers", "spandrel", "python"]
 
 
+class Origin(BaseModel):
+    """Where imported weights come from.
+
+    Attributes:
+        library: the library that defines the network, and its version.
+        files: name and SHA-256 of each file that was imported.
+        dtypes: number formats of the weights.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    library: str
+    files: dict[str, str]
+    dtypes: list[str]
+
+
 class Card(BaseModel):
     """The content of `card.json`.
 
@@ -18,7 +34,8 @@ class Card(BaseModel):
             the library gives it; for python, MODULE:CLASS.
         parameters: keyword arguments of the architecture.
         contract: how an imported network is called; None for a network of imagemill, which has the contract in its class.
-        code_sha256: for python, the digest of the file that defines the class.
+        code_sha256: for python, the digest of the source code that defines the class.
+        origin: where the weights come from, for an imported checkpoint.
         metrics: one entry for each set of images and parameters that the checkpoint was evaluated on.
     """
 
@@ -35,4 +52,5 @@ class Card(BaseModel):
     metrics: list[dict[str, Any]] = Field(default_factory=list)
     contract: Contract | None = None
     code_sha256: str | None = None
+    origin: Origin | None = None
     sha256: str = Field(description="SHA-256 of weights.safetensors")

@@ -4,14 +4,13 @@ import hashlib
 import json
 import math
 import secrets
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from imagemill.models.card import Card
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error, shorten_error
 
 BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -49,11 +48,6 @@ def locate(name_or_url: str) -> str:
     )
 
 
-def shorten_error(error: Exception) -> str:
-    """Return the message of an error as one line of at most 300 characters."""
-    return textwrap.shorten(str(error), 300)
-
-
 def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     """Return the content of a file in a checkpoint folder.
 
@@ -71,7 +65,7 @@ def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     except FileNotFoundError as e:
         raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
     except Exception as e:  # storage clients raise many types of errors
-        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {shorten_error(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {describe_error(e)}") from e
 
 
 def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
@@ -84,8 +78,17 @@ def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -
     try:
         return Card.model_validate_json(read_file(url, CARD, storage_options or {}))
     except ValidationError as e:
-        first = e.errors()[0]
-        raise CheckpointError(f"checkpoint {url}: {CARD}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+        raise CheckpointError(f"checkpoint {url}: {CARD}: {describe_problems(e)}") from e
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Return all problems of a card in one line: first the missing fields, then the invalid ones."""
+    problems = [(".".join(map(str, problem["loc"])), problem) for problem in error.errors()]
+    missing = [key for key, problem in problems if problem["type"] == "missing"]
+    invalid = [f"{key}: {problem['msg']}" if key else problem["msg"] for key, problem in problems if key not in missing]
+    fields = f"missing {'field' if len(missing) == 1 else 'fields'} {', '.join(missing)}"
+    advice = ". Write a checkpoint folder with `imagemill models import`" if missing else ""
+    return "; ".join([*([fields] if missing else []), *invalid]) + advice
 
 
 def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] | None = None) -> bytes:
@@ -185,9 +188,14 @@ def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, 
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     weights = safetensors.torch.save({k: v.contiguous() for k, v in state.items()})
     complete = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
-    write_file(url, WEIGHTS, weights, storage_options or {})
-    write_card(url, complete, storage_options or {})
+    write(url, complete, weights, storage_options or {})
     return complete
+
+
+def write(url: str, card: Card, weights: bytes, storage_options: dict[str, Any]) -> None:
+    """Write a checkpoint folder: the weights, then the card."""
+    write_file(url, WEIGHTS, weights, storage_options)
+    write_card(url, card, storage_options)
 
 
 def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict[str, Any] | None = None) -> None:
@@ -203,7 +211,7 @@ def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict
     try:
         write_card(url, changed, storage_options or {})
     except Exception as e:  # storage clients raise many types of errors
-        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {shorten_error(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {describe_error(e)}") from e
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:

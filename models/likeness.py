@@ -2,6 +2,7 @@
 
     latents ─┬─ low-pass channels ── 4×4 means, divided by their contrast ─┐
              └─ texture channels ─── 3×3 log magnitudes ───────────────────┴─ same for the mirror image ── features
+    (of float latents, whose channels have no known meaning: 4×4 means and 3×3 log deviations of all channels)
     features ── whitening, small directions damped ── length at most 1 ── vector
 
 Brightness, contrast, size and mirroring hardly change the features, and a crop changes them little. Whitening (Jégou and
@@ -17,6 +18,7 @@ import torch
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.checkpoint import BUNDLED_FOLDER, read_file
+from imagemill.models.latents import Coder
 
 WHITENING = "likeness.safetensors"
 """A file next to the bundled checkpoints; `python -m imagemill.jobs.fit_likeness_whitening` writes it."""
@@ -33,9 +35,11 @@ SHORT = 3.0
 """Whitened vectors shorter than this are not scaled to length 1. Photos have 4 to 9, sets of near copies almost 0."""
 
 
-def likeness_features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
-    """Compute features (N,F) float32, equal for mirror images, from dequantised latents (N,C,h,w) float32."""
+def likeness_features(latents: np.ndarray, coder: Coder) -> np.ndarray:
+    """Compute features (N,F) float32, equal for mirror images, from values of latents (N,C,h,w) float32."""
     y = torch.from_numpy(latents)
+    if not isinstance(coder, LatentCoder):
+        return float_features(y)
     cells = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.lowpass_channels)], LAYOUT).double()
     mean = cells[:, :1].mean((2, 3), keepdim=True)
     contrast = (cells[:, :1] - mean).square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT
@@ -43,6 +47,19 @@ def likeness_features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
     magnitudes = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.texture_channels)].abs(), TEXTURE)
     parts = [mirror_invariant(cells / contrast), mirror_invariant((magnitudes.double() + FLOOR).log())]
     return torch.cat(parts, 1).float().numpy()
+
+
+def float_features(y: torch.Tensor) -> np.ndarray:
+    """Compute features (N,F) float32 from float latents (N,C,h,w); brightness and contrast hardly change them."""
+    y = y.double()
+    magnitude = y.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-9
+    cells = torch.nn.functional.adaptive_avg_pool2d(y, LAYOUT)
+    cells = cells - cells.mean((2, 3), keepdim=True)
+    contrast = cells.square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT * magnitude
+    means = torch.nn.functional.adaptive_avg_pool2d(y, TEXTURE)
+    squares = torch.nn.functional.adaptive_avg_pool2d(y.square(), TEXTURE)
+    deviations = (squares - means.square()).clamp(min=0).sqrt() / magnitude
+    return torch.cat([mirror_invariant(cells / contrast), mirror_invariant((deviations + FLOOR).log())], 1).float().numpy()
 
 
 def mirror_invariant(cells: torch.Tensor) -> torch.Tensor:
@@ -72,7 +89,7 @@ class Whitening:
         return whitened
 
 
-def read_photo_whitening(coder: LatentCoder) -> Whitening | None:
+def read_photo_whitening(coder: Coder) -> Whitening | None:
     """Read the whitening that was fitted to photos; None if the coder is not a `Codec` with the same number of features.
 
     The channels of all codecs mean the same, because their transform starts as the DCT. With one whitening for all, the
@@ -87,7 +104,7 @@ def read_photo_whitening(coder: LatentCoder) -> Whitening | None:
     return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
 
 
-def choose_whitening(coder: LatentCoder, features: np.ndarray) -> Whitening:
+def choose_whitening(coder: Coder, features: np.ndarray) -> Whitening:
     """Return the whitening of photos if it suits the coder, else one fitted to the features (N,F) of a collection."""
     return read_photo_whitening(coder) or fit_whitening(features)
 

@@ -12,7 +12,7 @@ from imagemill.pipeline.output.committed_rows import match_images, match_version
 from imagemill.pipeline.output.part_replacement import replace_parts
 from imagemill.pipeline.output.parts import KEYS, columns_as_lists, list_new_parts, read_part, scan_parts
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.schema import SOURCE
+from imagemill.pipeline.schema import SOURCE, concat_parts
 from imagemill.pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
@@ -76,9 +76,7 @@ def drop_duplicates(output: Store, plan: Plan, new: list[str]) -> int:
     for path, numbers in duplicate_rows.items():
         table = read_part(output, path, None)
         remaining.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
-    replace_parts(
-        output, "results", set(duplicate_rows), pa.concat_tables(remaining, promote_options="default"), DOUBLES_LEVEL
-    )
+    replace_parts(output, "results", set(duplicate_rows), concat_parts(remaining), DOUBLES_LEVEL)
     return sum(map(len, duplicate_rows.values()))
 
 

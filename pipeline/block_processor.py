@@ -17,6 +17,7 @@ import torch
 from imagemill.models.batches import padded_size
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.precision import Precision, select_dtype
+from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
@@ -74,6 +75,10 @@ class BlockProcessor:
         self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
+        self.latents: dict[str, Any] = {}
+        """Digest of the checkpoint → the contract of its float latents; empty for other networks."""
+        if isinstance(model, FloatCoder):
+            self.latents[job.checkpoint_sha256] = model.latent.model_dump()
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
@@ -100,7 +105,7 @@ class BlockProcessor:
         latent_bytes = 0
         for item in items:
             rows[item.reference["image_id"]] = item.row
-            latent_bytes += sum(len(item.row[name]) for name in LATENT_CONTENT if name in item.row)
+            latent_bytes += sum(memoryview(item.row[name]).nbytes for name in LATENT_CONTENT if name in item.row)
             if latent_bytes > ROWS_BYTES:
                 yield self._to_table(references, rows)
                 rows, latent_bytes = {}, 0

@@ -217,20 +217,25 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def set_value(values: dict[str, Any], assignment: str) -> None:
+def set_value(values: dict[str, Any], assignment: str, option: str = "--set") -> None:
     """Set a key in nested mappings from the text `key.inner=value`; the value is read as YAML.
+
+    Args:
+        values: the nested mappings.
+        assignment: the text.
+        option: the option that the text was given to, for messages.
 
     Raises:
         ConfigError: when the text has another form, or a part of the key is not a group.
     """
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {assignment}: must be key=value")
+        raise ConfigError(f"{option} {assignment}: must be key=value")
     *outer, last = key.split(".")
     for part in outer:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {assignment}: {part} is not a group of keys")
+            raise ConfigError(f"{option} {assignment}: {part} is not a group of keys")
         values = inner
     try:
         # A value such as #00ff00 is a colour, not a comment.

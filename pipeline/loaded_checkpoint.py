@@ -25,9 +25,10 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
+from imagemill.models.latents import decode_latent
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.compress import decode_latent
 from imagemill.models.precision import Precision, select_dtype
+from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Params, Sample, SampleError
 from imagemill.models.type_checks import require_type, require_value
@@ -49,19 +50,19 @@ DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True)
 class Latent:
-    """The quantised latent of one image, and what `LoadedCheckpoint.decode` needs to restore it.
+    """The latent of one image, and what `LoadedCheckpoint.decode` needs to restore the image.
 
     Attributes:
-        values: (C,h,w) int8 symbols, h = ceil(height / stride), w = ceil(width / stride).
+        values: (C,h,w): symbols int8, or unscaled values float32 of a checkpoint with float latents.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        step: quantiser step in 8-bit levels.
+        step: quantiser step of symbols, in 8-bit levels; None for float values.
     """
 
     values: np.ndarray
     height: int
     width: int
-    step: float
+    step: float | None = None
 
 
 @dataclass
@@ -183,12 +184,14 @@ class LoadedCheckpoint:
         processed = from_pixels(Pixels(result, alpha, pixels.is_gray and not output.has_colours))
         return processed if isinstance(image, Image.Image) else np.asarray(processed)
 
-    def encode(self, image: np.ndarray | Image.Image, **params: Any) -> Latent:
-        """Compute the quantised latent of one image with a checkpoint of `compress`.
+    def encode(self, image: np.ndarray | Image.Image, *, seed: int = 0, **params: Any) -> Latent:
+        """Compute the latent of one image with a checkpoint of `compress`.
 
         Args:
             image: as for `__call__`; alpha is ignored.
-            **params: parameters of `compress`; `step` is the quantiser step in 8-bit levels, 18 to 128.
+            seed: of the noise with latents="sample".
+            **params: parameters of `compress`. For integer latents, `step` is the quantiser step in 8-bit levels, 18 to 128.
+                For float latents, `latents` is "mode" or "sample", and `latent_dtype` "float32" or "float16".
 
         Raises:
             ConfigError: for an unknown or invalid parameter.
@@ -199,8 +202,11 @@ class LoadedCheckpoint:
         checked, _ = self._check_params(params, None)
         rgb = to_pixels(image).rgb
         height, width = rgb.shape[:2]
-        output = self._predict(Sample(rgb, needs_image=False, needs_quality=False), checked, [])
-        return Latent(require_value(output.latent, "the latent"), height, width, output.columns["step"])
+        output = self._predict(Sample(rgb, seed=seed, needs_image=False, needs_quality=False), checked, [])
+        latent = require_value(output.latent, "the latent")
+        # Values that are rounded to float16 are float32, as in the rows of a run.
+        values = latent if latent.dtype == np.int8 else latent.astype(np.float32)
+        return Latent(values, height, width, output.columns.get("step"))
 
     def decode(self, latent: Latent) -> np.ndarray:
         """Return the image (height,width,3) uint8 of a latent, equal to what `imagemill decode` writes for it.
@@ -210,13 +216,17 @@ class LoadedCheckpoint:
             ValueError: when the latent does not fit the network or its own size.
         """
         self._check_latents("decode")
-        model = require_type(self.model, LatentCoder)
-        rows, columns = (-(-side // model.stride) for side in (latent.height, latent.width))
-        shape = len(model.dequantisation(latent.step)[0]), rows, columns
-        if latent.values.dtype != np.int8 or latent.values.shape != shape:
+        if isinstance(model := self.model, FloatCoder):
+            channels, dtype = model.latent.channels, "float32"
+        else:
+            model, dtype = require_type(model, LatentCoder), "int8"
+            channels = len(model.dequantisation(require_value(latent.step, "the quantiser step"))[0])
+        sides = (-(-side // model.stride) * model.stride // model.factor for side in (latent.height, latent.width))
+        shape = channels, *sides
+        if latent.values.dtype != dtype or latent.values.shape != shape:
             raise ValueError(
-                f"latent: {latent.values.dtype} of shape {latent.values.shape}, but checkpoint {self.card.name} needs int8 "
-                f"of shape {shape} for {latent.width}×{latent.height} pixels. Pass what its encode returned"
+                f"latent: {latent.values.dtype} of shape {latent.values.shape}, but checkpoint {self.card.name} needs "
+                f"{dtype} of shape {shape} for {latent.width}×{latent.height} pixels. Pass what its encode returned"
             )
         with torch_threads(self.threads):
             return decode_latent(model, latent.values, (latent.height, latent.width), latent.step, self.precision.device)

@@ -44,7 +44,7 @@ class ResolvedRun:
     @property
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
-        values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = image_options
@@ -115,11 +115,16 @@ def check_image(config: RunConfig, task: Task) -> None:
     image_format = config.image.format
     if task.needs_lossless and image_format and image_format.upper() in LOSSY_FORMATS:
         raise ConfigError(f"image.format={image_format!r}: {task.name} needs a lossless format. Valid: png, tiff")
-    unsupported = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
+    changed = config.image.model_dump(exclude_defaults=True).keys()
+    if task.needs_lossless and (fitting := sorted(changed & {"resize", "crop"})):
+        raise ConfigError(
+            f"image.{', image.'.join(fitting)}: {task.name} keeps pixels of the source. Resize the images before the run"
+        )
+    unsupported = changed - {"alpha", "resize", "crop"}
     if task.stores_latent and unsupported:
         raise ConfigError(
             f"image.{', image.'.join(sorted(unsupported))}: {task.name} writes latents of sRGB images and decodes them to "
-            "PNG. Only image.alpha can be set"
+            "PNG. Only image.alpha, image.resize and image.crop can be set"
         )
 
 

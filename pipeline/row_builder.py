@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, build_reject
+from imagemill.pipeline.output.latent_symbols import image_size
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
@@ -95,15 +97,18 @@ class RowBuilder:
             "icc": picture.icc,
             "extra": item.reference["extra"],
             "damaged": picture.is_damaged,
+            **picture.fitting,
             **output.columns,
         }
         with self.watchdog.step("encode", item.reference["image_id"]), self.tally.time("encode"):
             if output.latent is not None:
                 row |= pack_latent(output.latent, output.payload)
                 output.latent = None
-                if "latent" not in row or item.is_in_sample(self.job.quality):
+                # The size of a list is that of its compressed bytes, which take time to compute.
+                is_list = "latent" in row or "latent_values" in row
+                if not is_list or item.is_in_sample(self.job.quality):
                     size = latent_bytes(row, self.job.compression_level)
-                    row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
+                    row["bits_per_pixel"] = size * 8 / math.prod(image_size(row))
             if output.image is None:
                 return row
             data, name = self._encode(item, output, picture)

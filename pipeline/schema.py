@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8. Parquet widens signed bytes to 32 bits with their sign, which takes a third more."""
 
+VALUE_TYPE = np.dtype("<f4")
+"""Type of stored float latents, whose CRC must not depend on the machine."""
 LIST_VALUES = 64_000_000
 """Maximum number of values of a latent that is stored as a list: Parquet's writer holds some 15 bytes per value of a row."""
 LATENT_ROWS = 32
@@ -42,6 +44,16 @@ SOURCE = [
     # Whether image data is damaged or missing; null in parts of older versions of imagemill.
     ("damaged", pa.bool_()),
 ]
+FITTING = [
+    # Size of the upright image after --resize; null without it.
+    ("resized_width", pa.int32()),
+    ("resized_height", pa.int32()),
+    # The part of the resized image that was processed, in its pixels; null for all of it.
+    ("crop_left", pa.int32()),
+    ("crop_top", pa.int32()),
+    ("crop_width", pa.int32()),
+    ("crop_height", pa.int32()),
+]
 LINEAGE = [
     ("task", pa.string()),
     ("model_id", pa.string()),
@@ -59,12 +71,16 @@ LATENT = [
     ("latent", pa.list_(pa.uint8())),
     # Entropy-coded symbols; `latent` is null then, so that nobody mistakes coded bytes for symbols.
     ("latent_payload", pa.binary()),
-    # The content of `latent` as one zstd frame, if the list would have more than LIST_VALUES values.
+    # The content of `latent` or `latent_values` as one zstd frame, if the list would have more than LIST_VALUES values.
     ("latent_zstd", pa.binary()),
     ("latent_shape", pa.list_(pa.int32())),
     ("latent_crc32", pa.int64()),
+    # Float latents, unscaled. Values that were rounded to float16 have the same type, because a column has one type.
+    ("latent_values", pa.list_(pa.float32())),
+    # "float32" or "float16": the precision of `latent_values`. Null for symbols, and in parts of older versions.
+    ("latent_dtype", pa.string()),
 ]
-LATENT_CONTENT = ("latent", "latent_payload", "latent_zstd")
+LATENT_CONTENT = ("latent", "latent_payload", "latent_zstd", "latent_values")
 """Columns that can hold a latent. In each row, one of them holds the latent and the others are null."""
 REJECT = [
     ("stage", pa.string()),
@@ -110,7 +126,7 @@ def result_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:
         stores_latent: whether rows hold latents.
     """
     quality = [(name, ARROW_TYPES[kind]) for name, kind in columns.items()]
-    return pa.schema([*IDENTITY, *SOURCE, *LINEAGE, *OUTPUT, *quality, *(LATENT if stores_latent else [])])
+    return pa.schema([*IDENTITY, *SOURCE, *FITTING, *LINEAGE, *OUTPUT, *quality, *(LATENT if stores_latent else [])])
 
 
 def reject_schema() -> pa.Schema:
@@ -143,6 +159,30 @@ def version_of(checkpoint_sha256: str, parameters: dict[str, Any]) -> Callable[[
     return version
 
 
+def add_latent_metadata(table: pa.Table, latents: dict[str, Any]) -> pa.Table:
+    """Return a table whose schema metadata also describes the float latents in it.
+
+    The metadata is the JSON `{"latents": {checkpoint_sha256: {"scaling_factor": …, …}}}` at the key `imagemill`.
+
+    Args:
+        table: rows.
+        latents: digest of a checkpoint → the contract of its latents.
+    """
+    metadata = table.schema.metadata or {}
+    about = json.loads(metadata.get(b"imagemill", b"{}"))
+    about["latents"] = about.get("latents", {}) | latents
+    return table.replace_schema_metadata({**metadata, b"imagemill": json.dumps(about).encode()})
+
+
+def concat_parts(tables: list[pa.Table]) -> pa.Table:
+    """Join the tables of parts, of all versions of imagemill, with the metadata of all of them."""
+    table = pa.concat_tables(tables, promote_options="default")
+    for each in tables:
+        if metadata := (each.schema.metadata or {}).get(b"imagemill"):
+            table = add_latent_metadata(table, json.loads(metadata).get("latents", {}))
+    return table
+
+
 def part_name(table: pa.Table) -> str:
     """Return the name of a part, a hash of its identities and fencing tokens: a repeated write gives the same file."""
     digest = hashlib.blake2b(digest_size=16)
@@ -157,32 +197,48 @@ def store_latent(symbols: np.ndarray) -> np.ndarray:
     return stored
 
 
-def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
+def store_values(values: np.ndarray) -> np.ndarray:
+    """Return float values (C,h,w) as `latent_values` stores them, (n,) float32 in little-endian order."""
+    return np.ascontiguousarray(values, VALUE_TYPE).ravel()
+
+
+def pack_latent(latent: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
     """Return the latent columns of a row.
 
     The CRC is that of the symbols even if a payload is stored, so that it also detects errors of the entropy coder.
 
     Args:
-        symbols: (C,h,w) int8.
+        latent: (C,h,w): symbols int8, or values float32 or float16.
         payload: entropy-coded symbols, which are stored instead of the symbols.
     """
+    is_float = latent.dtype != np.int8
+    name, store = ("latent_values", store_values) if is_float else ("latent", store_latent)
     stored_columns: dict[str, Any]
-    if payload is None and symbols.size > LIST_VALUES:
-        packed, crc32 = compress_latent(symbols)
+    if payload is None and latent.size > LIST_VALUES:
+        packed, crc32 = compress_latent(latent, store)
         stored_columns = {"latent_zstd": packed}
     else:
-        stored = store_latent(symbols)
-        stored_columns = {"latent": stored} if payload is None else {"latent_payload": payload}
+        stored = store(latent)
+        stored_columns = {name: stored} if payload is None else {"latent_payload": payload}
         crc32 = zlib.crc32(stored.data)
-    return {**stored_columns, "latent_shape": list(symbols.shape), "latent_crc32": crc32}
+    dtype = {"latent_dtype": latent.dtype.name} if is_float else {}
+    return {**stored_columns, "latent_shape": list(latent.shape), "latent_crc32": crc32, **dtype}
 
 
-def compress_latent(symbols: np.ndarray) -> tuple[bytes, int]:
-    """Return symbols (C,h,w) int8 as one zstd frame of what `latent` would store, and its CRC-32; one channel at a time."""
+def compress_latent(latent: np.ndarray, store: Callable[[np.ndarray], np.ndarray]) -> tuple[bytes, int]:
+    """Compress a latent one channel at a time.
+
+    Args:
+        latent: (C,h,w).
+        store: returns the stored form of a channel.
+
+    Returns:
+        One zstd frame of what the list would hold, and its CRC-32.
+    """
     out, crc32 = pa.BufferOutputStream(), 0
     with pa.CompressedOutputStream(out, "zstd") as frame:
-        for plane in symbols:
-            stored = store_latent(plane)
+        for plane in latent:
+            stored = store(plane)
             crc32 = zlib.crc32(stored.data, crc32)
             frame.write(stored)
     return out.getvalue().to_pybytes(), crc32
@@ -199,18 +255,39 @@ def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarra
         LatentError: when the stored latent does not match its CRC or its shape.
     """
     stored = np.ascontiguousarray(latent, dtype=np.uint8)
-    if zlib.crc32(stored.data) != crc32:
-        raise LatentError("latent does not match its latent_crc32")
-    if not shape or stored.size != int(np.prod(shape)):
-        raise LatentError(f"latent has {stored.size} values, but latent_shape {shape} needs {int(np.prod(shape or 0))}")
+    check_stored(stored, shape, crc32)
     symbols: np.ndarray = (stored ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(shape)
     return symbols
 
 
+def unpack_values(latent_values: np.ndarray, shape: list[int], crc32: int) -> np.ndarray:
+    """Return the values (C,h,w) float32 of latent columns.
+
+    Raises:
+        LatentError: when the stored latent does not match its CRC or its shape.
+    """
+    stored = np.ascontiguousarray(latent_values, VALUE_TYPE)
+    check_stored(stored, shape, crc32)
+    # A copy, because torch takes no arrays that cannot be written.
+    return stored.astype(np.float32).reshape(shape)
+
+
+def check_stored(stored: np.ndarray, shape: list[int], crc32: int) -> None:
+    """Raise LatentError if a stored latent does not match its CRC or its shape."""
+    if zlib.crc32(stored.data) != crc32:
+        raise LatentError("latent does not match its latent_crc32")
+    if not shape or stored.size != int(np.prod(shape)):
+        raise LatentError(f"latent has {stored.size} values, but latent_shape {shape} needs {int(np.prod(shape or 0))}")
+
+
 def latent_bytes(row: dict[str, Any], level: int) -> int:
     """Return the bytes that the latent of a row (pack_latent) takes in a part, where it is compressed as a separate page."""
+    codec = pa.Codec("zstd", level)
     if "latent" in row:
-        return len(pa.Codec("zstd", level).compress(row["latent"]))
+        return len(codec.compress(row["latent"]))
+    if "latent_values" in row:
+        # BYTE_STREAM_SPLIT: the first bytes of all values, then the second bytes, …
+        return len(codec.compress(row["latent_values"].view(np.uint8).reshape(-1, 4).T.tobytes()))
     return next(len(row[name]) for name in LATENT_CONTENT if name in row)
 
 
@@ -225,11 +302,9 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         table: rows.
         level: zstd level, 1 to 22.
     """
-    has_latent = "latent" in table.schema.names
+    lists = [name for name in ("latent", "latent_values") if name in table.schema.names]
     without_dictionary = (
-        "latent",
-        "latent_payload",
-        "latent_zstd",
+        *LATENT_CONTENT,
         "image_id",
         "version",
         "source_uri",
@@ -246,12 +321,12 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         compression="zstd",
         compression_level=level,
         use_dictionary=[n for n in table.schema.names if n not in without_dictionary],
-        column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if has_latent else None,
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists} or None,
         write_statistics=["image_id"],
         # With checksums, readers that verify pages detect a flipped bit in any column.
         write_page_checksum=True,
         data_page_size=64 * 1024,
-        row_group_size=LATENT_ROWS if has_latent else None,
+        row_group_size=LATENT_ROWS if lists else None,
     )
     data: bytes = out.getvalue().to_pybytes()
     return data

@@ -1,6 +1,7 @@
 """Commit rows: write them as a Parquet part, which appears atomically."""
 
 from socket import gethostname
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.lease import check_newest
-from imagemill.pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.schema import add_latent_metadata, parquet_bytes, part_name, reject_schema, result_schema
 from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -21,11 +22,12 @@ class Sink:
     Args:
         job: names the output, the fencing token and the compression level.
         task: decides the columns.
+        latents: digest of the checkpoint → the contract of its float latents, for the metadata of each part.
         tally: counts the bytes and seconds.
     """
 
-    def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, job: WorkerJob, task: Task, tally: Tally, latents: dict[str, Any]) -> None:
+        self.tally, self.latents = tally, latents
         self.output, self.level, self.fencing_token = job.output, job.compression_level, job.lineage["fence"]
         self.schemas = {"results": result_schema(task.columns, task.stores_latent), "rejects": reject_schema()}
 
@@ -47,6 +49,8 @@ class Sink:
         for folder, part in (("rejects", rows.filter(rejected)), ("results", results)):
             if len(part):
                 part = part.select(self.schemas[folder].names).cast(self.schemas[folder])
+                if self.latents and folder == "results":
+                    part = add_latent_metadata(part, self.latents)
                 with self.tally.time("commit"):
                     data = parquet_bytes(part, self.level)
                     self.output.write(f"{folder}/{part_name(part)}", data, durable=True)

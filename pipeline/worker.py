@@ -38,7 +38,7 @@ class Worker:
             # An engine would start a worker again whose constructor fails.
             self.problem = e
             return
-        self.sink = Sink(job, self.process.task, tally)
+        self.sink = Sink(job, self.process.task, tally, self.process.latents)
         self.process.watchdog.start()
 
     def process_block(self, block: pa.Table) -> int:

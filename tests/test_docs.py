@@ -129,6 +129,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", ["quickstart.md", "nightly.md"])
 def test_commands_of_pages_run(page: str, demo: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ for panel, commands in PANELS.items():
 registry = typer.Typer(cls=Group, invoke_without_command=True)
 registry.callback()(models.list_models)
 register(registry, models.show_model, "show")
+register(registry, models.import_model, "import")
 app.add_typer(registry, name="models", rich_help_panel="Models", help="List tasks, architectures and checkpoints.")
 
 

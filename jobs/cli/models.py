@@ -1,10 +1,12 @@
 """Commands that train, evaluate and show models, and the demo."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from imagemill.jobs.cli.options import Address, Checkpoint, Json, Output, Overwrite, Set, Storage, merge_config, storage_of
+from imagemill.pipeline.config import set_value
+from imagemill.pipeline.errors import ConfigError
 
 
 def train(
@@ -63,6 +65,69 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 
     if context.invoked_subcommand is None:
         show_registry(as_json)
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder of diffusers, or a file with weights.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the checkpoint to this folder.")],
+    task: Annotated[
+        str | None, typer.Option("--task", help="Import for this task. Default: what suits the network.", metavar="TASK")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name the checkpoint. Default: the name of DEST.", metavar="NAME")
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--architecture",
+            help="Build your own network: a class of a Python module, such as my_package.nets:TinyDenoiser.",
+            metavar="MODULE:CLASS",
+        ),
+    ] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--argument", help="Pass this argument to the class. The value is YAML. Repeatable.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    input_range: Annotated[
+        str,
+        typer.Option("--input-range", help="Values of black and white for your own network.", metavar="BLACK,WHITE"),
+    ] = "0,1",
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            help="Import the module from this folder. Default: installed, which is a package that is installed.",
+            metavar="FOLDER|installed",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    config: Storage = None,
+) -> None:
+    """Write a checkpoint from a model of diffusers or spandrel, or from your own network and its weights."""
+    from imagemill.jobs.import_model import ImportRequest, show_import
+
+    arguments: dict[str, Any] = {}
+    for assignment in argument or []:
+        set_value(arguments, assignment, "--argument")
+    request = ImportRequest(
+        source, dest, task, name, architecture, arguments, read_range(input_range), code, overwrite=overwrite
+    )
+    show_import(request, storage_of(config, source))
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """Return the two numbers of a text such as -1,1.
+
+    Raises:
+        ConfigError: when the text has another form.
+    """
+    try:
+        black, white = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--input-range {text}: must be two numbers, such as -1,1") from None
+    return black, white
 
 
 def show_model(

@@ -37,6 +37,7 @@ Sheet = Annotated[str | None, typer.Option("--sheet", help="Draw the images into
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would do, like `imagemill plan`.")]
 
 RUN, WORKERS = "Run options", "Workers"
+FITTING_KEYS = ("image.resize", "image.crop")
 RUN_KEYS: dict[str, dict[str, str]] = {
     "checkpoint": {"metavar": "NAME|FOLDER|URL", "panel": RUN},
     "limit": {"metavar": "N", "panel": RUN},
@@ -44,6 +45,8 @@ RUN_KEYS: dict[str, dict[str, str]] = {
     "allow_new_input": {"panel": RUN},
     "accept_damaged": {"panel": RUN},
     "reconstruct": {"panel": RUN},
+    "image.resize": {"metavar": "RULE", "panel": RUN},
+    "image.crop": {"metavar": "RULE", "panel": RUN},
     "pool.workers": {"flag": "--workers", "metavar": "N", "panel": WORKERS},
     "pool.batch_size": {"metavar": "N", "panel": WORKERS},
     "pool.dtype": {"panel": WORKERS},

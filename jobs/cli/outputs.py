@@ -69,7 +69,7 @@ def decode(
 
 def export(
     output: ReadOutput,
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the export to an empty folder or s3://bucket/prefix.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the export to this folder or s3://bucket/prefix.")],
     run_id: RunId = None,
     as_of: Annotated[
         str | None,
@@ -94,8 +94,28 @@ def export(
         ),
     ] = "mean",
     format_: Annotated[
-        str, typer.Option("--format", help="Write parquet, npy, lance or webdataset.", metavar="FORMAT")
+        str,
+        typer.Option(
+            "--format",
+            help="Write parquet, npy, lance or webdataset; or npz or safetensors, which are one file for each image.",
+            metavar="FORMAT",
+        ),
     ] = "parquet",
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="Write shapes: one folder for each latent shape; or one: one folder, with lists of different lengths.",
+            metavar="shapes|one",
+        ),
+    ] = "shapes",
+    scaled: Annotated[
+        bool,
+        typer.Option(
+            "--scaled", help="Subtract the checkpoint's shift_factor from latents and multiply them by its scaling_factor."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Export the latents of OUTPUT as float32, with all columns of their images, for other tools."""
@@ -104,8 +124,9 @@ def export(
     if run_id and as_of:
         raise ConfigError("--run-id, --as-of: cannot be combined. Give one of them.")
     names = [name.strip() for name in columns.split(",")] if columns else None
-    what = {"run": run_id, "as_of": as_of, "model": model, "columns": names, "pool": pool, "file_format": format_}
-    show_export(store_at(output, config), store_at(dest, config), **what)
+    rows = {"run": run_id, "as_of": as_of, "model": model}
+    what = {"columns": names, "pool": pool, "file_format": format_, "layout": layout, "scaled": scaled}
+    show_export(store_at(output, config), store_at(dest, config), **rows, **what, overwrite=overwrite)
 
 
 def stats(

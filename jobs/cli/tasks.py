@@ -7,7 +7,16 @@ import typer
 
 from imagemill.jobs.cli.command import with_options
 from imagemill.jobs.cli.fields import command_line_type, field_option
-from imagemill.jobs.cli.options import Config, DryRun, InputArgument, OutputArgument, Set, run_config, run_options
+from imagemill.jobs.cli.options import (
+    FITTING_KEYS,
+    Config,
+    DryRun,
+    InputArgument,
+    OutputArgument,
+    Set,
+    run_config,
+    run_options,
+)
 from imagemill.jobs.cli.runs import run_or_plan
 from imagemill.models.tasks.task import Task
 
@@ -34,4 +43,5 @@ def task_command(task: Task) -> Callable[..., None]:
         for key, field in fields.items()
         if command_line_type(field.annotation) is not None
     ]
-    return with_options(command, [*parameters, *run_options(*(() if task.stores_latent else ("reconstruct",)))])
+    without = [*(() if task.stores_latent else ("reconstruct",)), *(FITTING_KEYS if task.needs_lossless else ())]
+    return with_options(command, [*parameters, *run_options(*without)])

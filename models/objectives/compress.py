@@ -1,7 +1,6 @@
-"""Compress: encode images as quantised latents."""
+"""Compress: encode images as latents, quantised to integers or as floats."""
 
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,17 @@ from torch import Tensor
 
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
-from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
-from imagemill.models.colour import rgb_to_luma
+from imagemill.models.batches import round_to_8_bits
 from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.models.errors import CheckpointError
+from imagemill.models.latents import decode_latent, encode_images, encode_values, latent_psnr, select_planes
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
-from imagemill.models.metrics import psnr_db, psnr_from_mse, squared_error
+from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
-from imagemill.models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
-from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tiling import apply_in_fixed_tiles, apply_tiled, compute_tiles, tile_side
+from imagemill.models.routes.float_coder import FloatCoder
+from imagemill.models.tasks.compress import FOR_FLOATS, FOR_SYMBOLS, MAX_STEP, MIN_STEP, CompressParams
+from imagemill.models.tasks.task import Output, Sample, SampleError
 from imagemill.models.type_checks import require_type
 
 VALIDATION_STEP = 32.0
@@ -71,15 +70,28 @@ class Compress(TaskObjective):
             model.entropy = fit_entropy_model(latents)
 
     def check(self, model: Autoencoder, params: Any) -> None:
-        """Check that the checkpoint has entropy tables if the parameters ask for entropy coding.
+        """Check that the network makes latents, and that the parameters suit its latents.
 
         Raises:
-            CheckpointError: when it has none.
+            CheckpointError: when one of these does not hold.
         """
-        model = require_type(model, LatentCoder)
-        if params.coding == "coded" and model.entropy is None:
+        params = require_type(params, CompressParams)
+        if isinstance(model, FloatCoder):
+            refuse(params, FOR_SYMBOLS, "the latents of the checkpoint are floats, which are not quantised")
+            if params.latents == "sample" and not model.latent.is_distribution:
+                raise CheckpointError(
+                    "params.latents='sample': the encoder of the checkpoint returns no distribution. Remove the parameter"
+                )
+        elif isinstance(model, LatentCoder):
+            refuse(params, FOR_FLOATS, "the latents of the checkpoint are integers")
+            if params.coding == "coded" and model.entropy is None:
+                raise CheckpointError(
+                    "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. "
+                    "Set plain"
+                )
+        else:
             raise CheckpointError(
-                "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. Set plain"
+                "compress needs an autoencoder, and the checkpoint maps images to images. Choose a checkpoint with latents"
             )
 
     def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -89,87 +101,58 @@ class Compress(TaskObjective):
         return x, encode_decode(model, x, x.new_full((x.shape[0],), VALIDATION_STEP))[0]
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Encode images, always in float32, so that symbols do not depend on the precision."""
-        model = require_type(model, LatentCoder)
+        """Encode images. Symbols are computed in float32, so that they do not depend on the precision.
+
+        Raises:
+            SampleError: when a latent has a value that its type cannot hold.
+        """
         params = require_type(params, CompressParams)
-        images = [sample.rgb for sample in samples]
-        latents = encode_images(model, images, params.step, precision.device)
+        images, device = [sample.rgb for sample in samples], precision.device
+        step = None
+        if isinstance(model, FloatCoder):
+            seeds = [sample.seed for sample in samples] if params.latents == "sample" else None
+            latents = round_values(encode_values(model, images, seeds, precision), params.latent_dtype)
+        else:
+            model, step = require_type(model, LatentCoder), params.step
+            latents = encode_images(model, images, step, device)
         outputs = []
         for latent, sample in zip(latents, samples, strict=True):
-            payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
-            columns: dict[str, Any] = {"step": params.step}
+            payload = None
+            if isinstance(model, LatentCoder) and model.entropy and params.coding == "coded":
+                payload = model.entropy.encode(latent)
+            columns: dict[str, Any] = {} if step is None else {"step": step}
             decoded = None
             if sample.needs_image:
-                decoded = decode_latent(model, latent, sample.rgb.shape[:2], params.step, precision.device)
+                decoded = decode_latent(model, latent, sample.rgb.shape[:2], step, device)
                 columns["psnr_db"] = psnr_db(decoded, sample.rgb)
             elif sample.needs_quality:
-                columns["psnr_db"] = latent_psnr(model, latent, sample.rgb, params.step, precision.device)
+                columns["psnr_db"] = latent_psnr(model, latent, sample.rgb, step, device)
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
 
 
-def encode_images(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
-    """Encode images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
-    # Large images stay uint8; each tile is converted to float by itself.
-    x = to_uint8_batch(images, model.stride, device)
-    step_B = torch.full((len(images),), step, device=x.device)
-
-    def encode_tile(tile: Tensor) -> Tensor:
-        return model.encode_symbols(select_planes(model, bytes_to_float(tile)), step_B).to(torch.int8)
-
-    halo = model.stride if isinstance(model, Codec) else model.halo
-    with torch.inference_mode():
-        symbols = apply_tiled(encode_tile, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride)
-    return symbols.cpu().numpy()
+def refuse(params: CompressParams, keys: tuple[str, ...], why: str) -> None:
+    """Raise CheckpointError if one of the parameters was given."""
+    if given := [f"params.{key}" for key in keys if key in params.model_fields_set]:
+        raise CheckpointError(f"{', '.join(given)}: {why}. Remove {'it' if len(given) == 1 else 'them'}")
 
 
-def select_planes(model: Any, x_B3HW: Tensor) -> Tensor:
-    """Return the planes (B,channels,H,W) that a network takes of RGB images: all three, or luma."""
-    return rgb_to_luma(x_B3HW) if model.channels == 1 else x_B3HW
+def round_values(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round latents (B,C,h,w) float32 to a dtype.
+
+    Raises:
+        SampleError: when a value is not finite, or too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype)
+    if not np.isfinite(values).all():
+        raise SampleError("NotFinite", "the latent has values that are not finite numbers. Compute in float32")
+    if not np.isfinite(rounded).all():
+        raise SampleError("NotFinite", f"the latent has values above the range of {dtype}. Set --latent-dtype float32")
+    return rounded
 
 
 def encode_decode(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
     """Encode and decode images (B,C,H,W) at a step; return x_hat (B,C,H,W) and the estimated bits (B,)."""
     symbols = model.encode_symbols(x_BCHW, step_B)
     return model.decode_symbols(symbols, step_B), laplace_bits(symbols)
-
-
-def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
-    """Decode symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size` = (H,W).
-
-    Always in float32, one image at a time, in tiles whose size does not depend on free memory. All of these influence the
-    last bit, so that a run and a later `decode` agree exactly on the same kind of device.
-    """
-    with torch.inference_mode():
-        x_hat = apply_in_fixed_tiles(*tile_arguments(model, latent, size, step, device))
-    return to_rgb(model, x_hat)[: size[0], : size[1]]
-
-
-def latent_psnr(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
-    """Return the PSNR in dB of a decoded latent against its source (H,W,3) uint8, without storing the whole image."""
-    squared = 0.0
-    with torch.inference_mode():
-        for rows, columns, piece in compute_tiles(*tile_arguments(model, latent, rgb.shape[:2], step, device)):
-            source = rgb[rows, columns]
-            squared += squared_error(to_rgb(model, piece)[: source.shape[0], : source.shape[1]], source)
-    return psnr_from_mse(squared / rgb.size)
-
-
-def tile_arguments(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step: float, device: str) -> Any:
-    """Return the arguments of `apply_in_fixed_tiles` and `compute_tiles` that decode symbols (C,h,w) int8 to bytes."""
-    symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
-    step_B = torch.full((1,), step, device=symbols.device)
-    tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
-    return (
-        lambda part: float_to_bytes(model.decode_symbols(part.float(), step_B)),
-        symbols,
-        tile,
-        halo,
-        Fraction(model.stride),
-    )
-
-
-def to_rgb(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
-    """Convert decoded planes (1,C,h,w) uint8 to RGB (h,w,3) uint8; luma becomes gray."""
-    decoded = to_uint8_images(x_hat)[0]
-    return decoded if model.channels == 3 else decoded.repeat(3, 2)

@@ -6,12 +6,19 @@ therefore marks all outputs that depend on that pixel, with any weights.
 
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
+from imagemill.models.contract import Tiling
 from imagemill.models.errors import CheckpointError
+from imagemill.models.precision import Precision
 from imagemill.models.tiling import apply_tiled
+from imagemill.models.type_checks import require_value
 
 Run = Callable[[Tensor], Tensor]
 """Maps images (B,C,H,W) in [0,1] to images or latents (B,c,h,w)."""
@@ -22,6 +29,9 @@ MAX_HALO = 192
 """Networks with a larger halo would compute more outside of a tile than inside."""
 EXACT_DIFFERENCE = 1e-4
 """Largest difference between tiles and the whole image, where 1 is white: rounding of float32."""
+MEMORY_SIDE = 64
+FORMATS = ("float32", "bfloat16", "float16")
+MAX_FORMAT_DIFFERENCE = 1 / 255
 
 
 def random_images(channels: int, height: int, width: int) -> Tensor:
@@ -79,6 +89,12 @@ def measure_halo(run: Run, channels: int, multiple: int) -> int | None:
         channels: colour planes of its input.
         multiple: the sides of an input must be multiples of it.
     """
+    # A strip shows at low cost that a network has no limit, or a larger one than MAX_HALO.
+    height, width = (-(-side // multiple) * multiple for side in (PROBE_SIDE // 2, MAX_HALO + 1))
+    x = random_images(channels, height, width)
+    x[:, :, height // 2, 0] = torch.nan
+    if run(x)[..., -1].isnan().any():
+        return None
     side = PROBE_SIDE
     while side <= MAX_PROBE_SIDE:
         side = -(-side // (2 * multiple)) * 2 * multiple
@@ -113,3 +129,97 @@ def is_exact(run: Run, channels: int, multiple: int, halo: int, scale: Fraction)
     x = random_images(channels, 2 * tile + 2 * halo + multiple, tile + multiple)
     difference = (apply_tiled(run, x, tile, halo, scale, multiple) - run(x)).abs().max()
     return bool(difference <= EXACT_DIFFERENCE)
+
+
+def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> tuple[Tiling, int, int]:
+    """Measure how an image may be cut into tiles.
+
+    A network that pads its input itself takes any size, but its result still depends on where a tile begins.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        multiple: the sides of an input must be multiples of it.
+        scale: output size divided by input size.
+
+    Returns:
+        The tiling ("exact" or "never"), the halo, and the multiple at which tiles must begin.
+    """
+    for alignment in (m for m in MULTIPLES if m % multiple == 0):
+        halo = measure_halo(run, channels, alignment)
+        if halo is None:
+            break
+        if is_exact(run, channels, alignment, halo, scale):
+            return "exact", halo, alignment
+    return "never", 0, multiple
+
+
+@torch.inference_mode()
+def measure_memory(run: Run, channels: int, multiple: int = 1) -> int:
+    """Measure how many bytes a network needs for each pixel of an input, in float32 on the CPU.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        multiple: the sides of an input must be multiples of it.
+
+    Returns:
+        The growth of the peak memory of a pass, from one size to twice its sides.
+    """
+    side = -(-MEMORY_SIDE // multiple) * multiple
+    small, large = (peak_memory(run, random_images(channels, length, length)) for length in (side, 2 * side))
+    return max(1, (large - small) // (3 * side * side))
+
+
+def peak_memory(run: Run, x_BCHW: Tensor) -> int:
+    """Return the most bytes that torch holds at once on the CPU during a call, without those that it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run(x_BCHW)
+    events = require_value(recorded.profiler, "the profiler").kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((change for _, change in changes), initial=0))
+
+
+class HalfRounding(TorchFunctionMode):
+    """Rounds the arguments and results of all functions of torch to float16, but computes in float32.
+
+    A CPU computes in float16 so slowly that a larger network would take minutes for a small image. A GPU also adds up in
+    float32, and rounds fewer values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function with rounded tensors."""
+        rounded = [round_to_half(argument) for argument in args]
+        return round_to_half(func(*rounded, **{key: round_to_half(value) for key, value in (kwargs or {}).items()}))
+
+
+def round_to_half(value: Any) -> Any:
+    """Return a float32 tensor with the precision and the range of float16; other values as they are."""
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        with torch._C.DisableTorchFunction():
+            return value.half().float()
+    return value
+
+
+@torch.inference_mode()
+def measure_dtypes(run: Run, x_BCHW: Tensor, device: str = "cpu") -> tuple[str, ...]:
+    """Return the number formats in which a network gives the result of float32, within one level of 8 bits.
+
+    Args:
+        run: the network, on the device.
+        x_BCHW: an image (B,C,H,W) float32 in [0,1] of the kind that the network is for, of a size that it takes.
+        device: "cpu" or "cuda".
+    """
+    expected = run(x_BCHW).float().clamp(0, 1)
+    differences = {}
+    for name in FORMATS[1:]:
+        try:
+            if (device, name) == ("cpu", "float16"):
+                with HalfRounding():
+                    y = run(x_BCHW)
+            else:
+                y = Precision(device, getattr(torch, name)).run(run, x_BCHW)
+        except RuntimeError:
+            continue  # An operation of the network does not exist in this format.
+        differences[name] = float((y.float().clamp(0, 1) - expected).abs().max())
+    return (FORMATS[0], *(name for name, difference in differences.items() if difference <= MAX_FORMAT_DIFFERENCE))

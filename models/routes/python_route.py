@@ -2,17 +2,29 @@
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
+import os
+import sys
+from importlib.abc import InspectLoader
 from typing import Any
 
 from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
-from imagemill.models.errors import CheckpointError
+from imagemill.models.code_permission import check_permission, permission
+from imagemill.models.contract import Contract
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
-from imagemill.models.routes.image_network import ImageNetwork
+from imagemill.models.routes.image_network import ImageNetwork, call_module
+from imagemill.models.routes.measure import measure_coder, measure_image_network
+from imagemill.models.routes.recognised import Recognised, tasks_of
+from imagemill.models.routes.weights import load_weights
 from imagemill.models.type_checks import require_value
+
+NOISE_PARAMETERS = ("sigma", "sigmas", "noise", "noise_level", "noise_levels")
+"""Names of the second parameter of `forward` that takes the noise levels (B,) of the images."""
 
 
 def build(card: Card, tensors: dict[str, Tensor]) -> Network:
@@ -23,40 +35,196 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
         tensors: the weights.
 
     Raises:
-        CheckpointError: when the class cannot be imported, or its file has changed since the import of the checkpoint.
-        RuntimeError: when the weights do not fit.
+        CheckpointError: when there is no permission to import code, the class cannot be imported, its code has changed since
+            the import of the checkpoint, or the weights do not fit.
     """
+    check_permission(card.name, card.architecture)
     cls = import_class(card.architecture)
     if source_digest(cls) != card.code_sha256:
         raise CheckpointError(
-            f"checkpoint {card.name}: {inspect.getsourcefile(cls)} has changed since the checkpoint was imported. "
+            f"checkpoint {card.name}: the code of {card.architecture} has changed since the checkpoint was imported. "
             "Run `imagemill models import` again"
         )
     contract = require_value(card.contract, "the contract")
-    module = cls(**card.parameters)
-    module.load_state_dict(tensors)
+    module = build_module(cls, card.architecture, card.parameters)
+    load_weights(module, tensors, card.architecture)
     return FloatCoder(module, contract, encode_module, decode_module) if contract.latent else ImageNetwork(module, contract)
 
 
+def recognise(
+    name: str,
+    parameters: dict[str, Any],
+    tensors: dict[str, Tensor],
+    input_range: tuple[float, float],
+    task: str | None,
+) -> Recognised:
+    """Build the network of a class with its weights and measure it. The caller has permitted the import of its code.
+
+    Args:
+        name: MODULE:CLASS.
+        parameters: arguments of the class.
+        tensors: the weights.
+        input_range: the values of black and white that the network takes and returns.
+        task: what the network is imported for; decides which methods are used if the class has all of them.
+
+    Raises:
+        CheckpointError: when the class cannot be used, or the weights do not fit.
+    """
+    cls = import_class(name)
+    uses_latents = has_latents(cls) and (task in (None, "compress") or not maps_images(cls))
+    if not uses_latents and not maps_images(cls):
+        raise CheckpointError(f"architecture {name}: must define forward, or encode and decode")
+    takes_level = not uses_latents and takes_noise_level(cls, name)
+    module = build_module(cls, name, parameters)
+    load_weights(module, tensors, name)
+    try:
+        if uses_latents:
+            contract = measure_coder(module, encode_module, decode_module, input_range)
+        else:
+            contract = measure_image_planes(module, Contract(input_range=input_range, noise_level=takes_level))
+    except CheckpointError as e:
+        raise CheckpointError(f"architecture {name}: {e}") from None
+    except Exception as e:  # noqa: BLE001 - code of users may raise anything
+        raise CheckpointError(f"architecture {name}: fails for an image: {describe_error(e)}") from None
+    package = name.partition(":")[0].partition(".")[0]
+    return Recognised(
+        "python", package, name, tensors, contract, tasks_of(contract), parameters, code_sha256=source_digest(cls)
+    )
+
+
+def measure_image_planes(module: nn.Module, contract: Contract) -> Contract:
+    """Measure a network that takes three planes, or else one.
+
+    Raises:
+        Exception: what the network raises for images of three planes, if it takes neither.
+    """
+    try:
+        return measure_image_network(module, call_module, contract)
+    except Exception:
+        try:
+            return measure_image_network(module, call_module, contract.model_copy(update={"channels": 1}))
+        except Exception:  # noqa: BLE001 - the first error says more
+            pass
+        raise
+
+
 def import_class(name: str) -> type[nn.Module]:
-    """Import a subclass of nn.Module by MODULE:CLASS.
+    """Import a subclass of nn.Module by MODULE:CLASS. The caller has checked the permission.
 
     Raises:
         CheckpointError: when there is no such class.
     """
     module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        raise CheckpointError(f"architecture {name!r}: must be MODULE:CLASS, such as my_package.nets:TinyDenoiser")
+    place = f"in {permission.folder}" if permission.folder else "among the installed packages"
+    path = list(sys.path)
+    if not permission.folder:
+        # Permission for installed code does not cover files that happen to be in the current folder.
+        sys.path[:] = [entry for entry in path if entry not in ("", os.getcwd())]
     try:
-        cls: Any = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise CheckpointError(f"architecture {name}: cannot be imported: {e}. Give MODULE:CLASS and --code FOLDER") from None
+        if importlib.util.find_spec(module_name.partition(".")[0]) is None:
+            raise CheckpointError(
+                f"architecture {name}: there is no module {module_name.partition('.')[0]!r} {place}. Pass --code FOLDER "
+                "with the folder that holds the module"
+            )
+        module = importlib.import_module(module_name)
+    except CheckpointError:
+        raise
+    except Exception as e:  # noqa: BLE001 - code of users may raise anything
+        raise CheckpointError(f"architecture {name}: cannot be imported: {describe_error(e)}") from None
+    finally:
+        sys.path[:] = path
+    cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise CheckpointError(f"architecture {name}: is not a subclass of torch.nn.Module")
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module_name
+        ]
+        problem = "is not a subclass of torch.nn.Module" if cls is not None else "does not exist"
+        raise CheckpointError(f"architecture {name}: {problem}. Valid: {', '.join(classes) or 'none'}")
     return cls
 
 
+def build_module(cls: type[nn.Module], name: str, parameters: dict[str, Any]) -> nn.Module:
+    """Create a network with random weights.
+
+    Raises:
+        CheckpointError: when the class does not accept the parameters.
+    """
+    try:
+        inspect.signature(cls).bind(**parameters)
+    except TypeError as e:
+        raise CheckpointError(
+            f"architecture {name}: {e}. Pass --argument KEY=VALUE for each of {inspect.signature(cls)}"
+        ) from None
+    try:
+        return cls(**parameters).eval()
+    except Exception as e:  # noqa: BLE001 - code of users may raise anything
+        raise CheckpointError(f"architecture {name}: cannot be created with {parameters}: {describe_error(e)}") from None
+
+
 def source_digest(cls: type[nn.Module]) -> str:
-    """Return the SHA-256 of the file that defines a class."""
-    return hashlib.sha256(inspect.getsource(importlib.import_module(cls.__module__)).encode()).hexdigest()
+    """Return the SHA-256 of the code that defines a class: of its file, or of all modules of its package.
+
+    A module at the top level counts alone: the digest does not cover other modules that it imports.
+    """
+    package = cls.__module__.partition(".")[0]
+    folders = list(getattr(sys.modules.get(package), "__path__", []))
+    if not folders:
+        return hashlib.sha256(read_source(cls.__module__).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for folder in sorted(folders):
+        for path, subfolders, names in os.walk(folder):
+            subfolders.sort()
+            for name in sorted(name for name in names if name.endswith(".py")):
+                digest.update(os.path.relpath(os.path.join(path, name), folder).encode() + b"\0")
+                with open(os.path.join(path, name), "rb") as file:
+                    digest.update(hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()
+
+
+def read_source(module_name: str) -> str:
+    """Return the source text of a module.
+
+    Raises:
+        CheckpointError: when the module has no source text.
+    """
+    spec = importlib.util.find_spec(module_name)
+    loader = spec.loader if spec else None
+    source = loader.get_source(module_name) if isinstance(loader, InspectLoader) else None
+    if source is None:
+        raise CheckpointError(f"module {module_name}: has no source text, so a change could not be noticed")
+    return source
+
+
+def has_latents(cls: type[nn.Module]) -> bool:
+    """Return whether a class encodes images to latents and decodes them."""
+    return callable(getattr(cls, "encode", None)) and callable(getattr(cls, "decode", None))
+
+
+def maps_images(cls: type[nn.Module]) -> bool:
+    """Return whether a class defines `forward`."""
+    return cls.forward is not nn.Module.forward
+
+
+def takes_noise_level(cls: type[nn.Module], name: str) -> bool:
+    """Return whether `forward` takes the noise levels as its second parameter.
+
+    Raises:
+        CheckpointError: when `forward` requires another parameter.
+    """
+    own = list(inspect.signature(cls.forward).parameters.values())[1:]
+    fixed = [p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_level = len(fixed) > 1 and fixed[1].name in NOISE_PARAMETERS
+    required = [p.name for p in fixed[1 + takes_level :] if p.default is p.empty]
+    if not fixed or required:
+        raise CheckpointError(
+            f"architecture {name}: forward requires {', '.join(required) or 'no image'}. It must take the images, and may "
+            f"take the noise levels as a second parameter with one of the names {', '.join(NOISE_PARAMETERS)}"
+        )
+    return takes_level
 
 
 def encode_module(module: Any, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:

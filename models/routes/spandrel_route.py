@@ -6,12 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from imagemill.models.card import Card
-from imagemill.models.errors import CheckpointError
+from imagemill.models.contract import Contract
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.image_network import Call, ImageNetwork
+from imagemill.models.routes.measure import add_costs, image_run
+from imagemill.models.routes.recognised import Recognised, tasks_of
 from imagemill.models.type_checks import require_value
 
 DEFAULT_SIGMA = 15 / 255
 """Noise level that spandrel gives to a network that takes one."""
+DENOISERS = ("DnCNN", "DRUNet")
+"""Networks whose purpose is to remove Gaussian noise."""
+OTHER_ARCHITECTURE = (
+    "If the weights are not of this architecture, import them with --architecture MODULE:CLASS, where the class defines it"
+)
 NOISE_MAPS = ("DRUNet", "FDnCNN")
 """Networks that take a map of the noise level as their last channel."""
 
@@ -32,6 +40,43 @@ def build(card: Card, tensors: dict[str, Tensor]) -> ImageNetwork:
     return ImageNetwork(descriptor.model, contract, caller(descriptor))
 
 
+def recognise(tensors: dict[str, Tensor]) -> Recognised:
+    """Recognise a network by its weights and measure it.
+
+    Raises:
+        CheckpointError: when spandrel is not installed, or does not recognise the weights as a network that a task runs.
+    """
+    descriptor = load_descriptor(tensors)
+    import spandrel
+
+    name = descriptor.architecture.id
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise CheckpointError(
+            f"spandrel recognises {name}, which needs a mask for each image. No task runs networks of spandrel with masks"
+        )
+    planes = {descriptor.input_channels, descriptor.output_channels}
+    if planes not in ({1}, {3}):
+        raise CheckpointError(
+            f"spandrel takes the weights for {name} with {descriptor.input_channels} channels in and "
+            f"{descriptor.output_channels} out, but images have 3 or 1. {OTHER_ARCHITECTURE}"
+        )
+    contract = Contract(channels=planes.pop(), scale=descriptor.scale, noise_level=takes_noise_level(descriptor))
+    needs = descriptor.size_requirements
+    run = image_run(descriptor.model.eval(), caller(descriptor), contract)
+    try:
+        contract = add_costs(run, contract, needs.multiple_of, max(1, needs.minimum))
+    except Exception as e:  # noqa: BLE001 - a network with the weights of another one raises anything
+        raise CheckpointError(
+            f"spandrel takes the weights for {name}, which fails with them: {describe_error(e)}. {OTHER_ARCHITECTURE}"
+        ) from None
+    tasks = tasks_of(contract)
+    if name in DENOISERS:
+        tasks = tuple(sorted(tasks))
+    return Recognised(
+        "spandrel", f"spandrel {spandrel.__version__}", name, tensors, contract, tasks, must_resemble_input=True
+    )
+
+
 def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None) -> Any:
     """Return spandrel's descriptor of a state dict.
 
@@ -49,11 +94,15 @@ def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None)
     if architecture is not None:
         if architecture not in MAIN_REGISTRY:
             raise CheckpointError(f"spandrel does not know the architecture {architecture!r}. Upgrade spandrel")
-        return MAIN_REGISTRY[architecture].architecture.load(tensors)
+        return MAIN_REGISTRY[architecture].architecture.load(dict(tensors))
     try:
-        return ModelLoader(device="cpu").load_from_state_dict(tensors)
+        return ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
     except UnsupportedModelError:
-        raise CheckpointError("spandrel does not recognise the weights") from None
+        raise CheckpointError(
+            "spandrel does not recognise the weights. If you have the code of the network, pass --architecture MODULE:CLASS"
+        ) from None
+    except Exception as e:  # noqa: BLE001 - weights that resemble those of an architecture make its code raise anything
+        raise CheckpointError(f"spandrel cannot build the network: {describe_error(e)}") from None
 
 
 def takes_noise_level(descriptor: Any) -> bool:

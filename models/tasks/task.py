@@ -14,6 +14,16 @@ class Params(BaseModel):
     """Parameters of a task that change pixels or latents. They are part of the version of an output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that the task did not always have."""
+
+    def version_values(self) -> dict[str, Any]:
+        """Return the parameters that the version of an output depends on.
+
+        The defaults of ADDED are left out, so that a new parameter does not change the version of existing outputs.
+        """
+        values = self.model_dump()
+        return {key: v for key, v in values.items() if key not in self.ADDED or v != type(self).model_fields[key].default}
 
 
 class SampleError(Exception):
@@ -53,7 +63,7 @@ class Output:
 
     Attributes:
         image: (H,W,3) uint8.
-        latent: symbols (C,h,w) int8.
+        latent: (C,h,w): symbols int8, or values float32 or float16.
         columns: values of the task's quality columns.
         drops_alpha: whether the output is opaque even if the source has transparency.
         has_colours: whether the output has colours even if the source is gray.

@@ -75,7 +75,7 @@ class Work:
             self.record.measured_share = round(share, 4)
         return WorkerJob(
             task=resolved.task.name,
-            params=resolved.params.model_dump(),
+            params=resolved.params.model_dump(exclude_unset=True),
             checkpoint_sha256=resolved.card.sha256,
             style_images=[sha256 for sha256, _ in resolved.style_images],
             source=resolved.source,

@@ -269,6 +269,10 @@ class Blocks:
             self.reduce(f"{problem} before it was ready, as others before it")
         else:
             raise RunFailed(f"{problem} before it was ready, as {self.failed_starts - 1} before it. {RUN_AGAIN}")
+        # An idle worker sends no message that would fetch the blocks, and if it is enough, no other worker is started.
+        for other in self.workers:
+            if other.is_ready:
+                self.send_blocks(other)
 
 
 def translate_error(error: Exception, work: Work) -> Exception:

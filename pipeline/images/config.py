@@ -10,7 +10,7 @@ LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
 
 
 class ImageConfig(BaseModel):
-    """How transparency, colour profiles and metadata are treated, and how outputs are encoded.
+    """How transparency, colour profiles and metadata are treated, how images are resized, and how outputs are encoded.
 
     The options change outputs, so they are part of an image's version.
     """
@@ -32,6 +32,20 @@ class ImageConfig(BaseModel):
         None, description="Write outputs in this format. Default: the format of each source."
     )
     quality: int = Field(95, ge=1, le=100, description="Encode JPEG, WebP and AVIF outputs at this quality.")
+    resize: str = Field(
+        "none",
+        pattern=r"^(none|max:[1-9]\d{0,5}|bucket:[1-9]\d{0,9}:[1-9]\d{0,4})$",
+        description="Resize images before the network. max:N: reduce larger images to a long side of N pixels. "
+        "bucket:AREA:STEP: choose the size of at most AREA pixels with sides that are multiples of STEP and the nearest "
+        "aspect ratio, up to 4:1; resize each image to cover it, and cut off the rest on both sides. bucket:1048576:64 "
+        "gives sizes as for SDXL, bucket:262144:512 squares of 512 pixels.",
+    )
+    crop: str = Field(
+        "none",
+        pattern=r"^(none|multiple:[1-9]\d{0,4})$",
+        description="Crop images, after they are resized. multiple:N: cut the sides to multiples of N pixels, around the "
+        "center, so that a network needs no padding.",
+    )
 
     @field_validator("alpha", mode="before")
     @classmethod
@@ -39,6 +53,15 @@ class ImageConfig(BaseModel):
         """Explain an unquoted #rrggbb, which YAML reads as a comment."""
         if value is None:
             raise ValueError('must be keep or "#rrggbb". YAML reads an unquoted # as a comment, so quote the colour')
+        return value
+
+    @field_validator("resize")
+    @classmethod
+    def check_bucket(cls, value: str) -> str:
+        """Reject buckets without a size."""
+        kind, *numbers = value.split(":")
+        if kind == "bucket" and int(numbers[0]) < int(numbers[1]) ** 2:
+            raise ValueError(f"AREA must be at least STEP × STEP = {int(numbers[1]) ** 2} pixels")
         return value
 
     @property

@@ -10,6 +10,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from imagemill.pipeline.images.colour import SRGB, SrgbConversion
 from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, DECODER_ERRORS, ImageError, broken_image
+from imagemill.pipeline.images.fitting import apply_fitting, plan_fitting
 from imagemill.pipeline.images.icc import apply_transform, choose_transform
 from imagemill.pipeline.images.metadata import Metadata, select_metadata
 from imagemill.pipeline.images.readers import select_reader
@@ -62,6 +63,8 @@ class DecodedImage:
     """The metadata for the output."""
     is_damaged: bool = False
     """Whether some pixels are wrong or missing, because the file is damaged."""
+    fitting: dict[str, int] = field(default_factory=dict)
+    """How the upright image was resized and cropped: columns of a row (schema.FITTING)."""
 
 
 def decode_image(
@@ -70,7 +73,7 @@ def decode_image(
     config: ImageConfig = ImageConfig(),
     accept_damaged: bool = False,
 ) -> DecodedImage:
-    """Decode an image file to upright RGB with 8 bits per sample.
+    """Decode an image file to upright RGB with 8 bits per sample, then resize and crop it.
 
     Of an animation, the first frame is decoded. Broken metadata and broken profiles are dropped and do not fail the image.
 
@@ -78,12 +81,12 @@ def decode_image(
         data: the content of the file.
         max_pixels: limit of width × height, checked on the header before anything is decoded. Default: MAX_PIXELS, and the
             error does not suggest to raise the limit. Pass a number where the user can set the key `max_pixels`.
-        config: how to treat transparency, colour profiles and metadata.
+        config: how to treat transparency, colour profiles and metadata, and how to resize and crop the image.
         accept_damaged: whether to return an image of which some pixels are wrong or missing.
 
     Raises:
         ImageError: with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
-            DamagedImage or BrokenImage.
+            DamagedImage, BrokenImage or TooSmall.
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty. Restore the file.")
@@ -99,7 +102,7 @@ def decode_image(
         stored.damage = stored.damage or zero_fill
         if stored.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{stored.damage}. Part of the image is damaged or missing. Restore the file.")
-        return convert_image(stored, stream, config)
+        return fit_image(convert_image(stored, stream, config), config)
     except UnidentifiedImageError:
         raise unreadable_error(head) from None
     except DECODER_ERRORS as e:
@@ -183,6 +186,23 @@ def convert_image(stored: StoredImage, stream: io.BytesIO, config: ImageConfig) 
         metadata=metadata,
         is_damaged=bool(stored.damage),
     )
+
+
+def fit_image(decoded: DecodedImage, config: ImageConfig) -> DecodedImage:
+    """Resize and crop a decoded image.
+
+    Raises:
+        ImageError: with the class TooSmall.
+    """
+    if config.resize == config.crop == "none":
+        return decoded
+    height, width = decoded.rgb.shape[:2]
+    fitting = plan_fitting(width, height, config)
+    decoded.fitting = fitting.columns(width, height)
+    decoded.rgb = apply_fitting(decoded.rgb, fitting)
+    if decoded.alpha is not None:
+        decoded.alpha = apply_fitting(decoded.alpha, fitting)
+    return decoded
 
 
 def make_upright(stored: StoredImage) -> np.ndarray:

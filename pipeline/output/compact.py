@@ -8,6 +8,7 @@ import pyarrow as pa
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.output.part_replacement import replace_parts
 from imagemill.pipeline.output.parts import read_part
+from imagemill.pipeline.schema import concat_parts
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.store_listing import Entry
@@ -72,6 +73,5 @@ def merge_parts(output: Store, folder: str, paths: list[str], level: int) -> int
             log.warning("%s", e)
     if len(tables) < 2:
         return 0
-    table = pa.concat_tables(tables.values(), promote_options="default")
-    replace_parts(output, folder, set(tables), table, level)
+    replace_parts(output, folder, set(tables), concat_parts(list(tables.values())), level)
     return len(tables)

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.latents import Coder, encode_images, encode_values
 from imagemill.models.likeness import Whitening, choose_whitening, likeness_features, similarity
-from imagemill.models.objectives.compress import encode_images
+from imagemill.models.precision import Precision
+from imagemill.models.routes.float_coder import FloatCoder
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import VerificationError, join_first
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, dequantise, latent_batches
@@ -36,14 +38,18 @@ class Collection:
     state: Snapshot
     others: list[str]
     """Models and parameters of the rows that are left out, with the number of rows."""
-    step: float
+    step: float | None
+    """The quantiser step; None for float latents."""
     pixels: ImageConfig
-    coder: LatentCoder
+    coder: Coder
 
     def features_of(self, rgb: np.ndarray) -> np.ndarray:
         """Compute the features (1,F) of an image (H,W,3) uint8, in the same way as those of the rows."""
-        symbols = encode_images(self.coder, [rgb], self.step, "cpu")
-        width, zero = self.coder.dequantisation(self.step)
+        if isinstance(self.coder, FloatCoder):
+            return likeness_features(encode_values(self.coder, [rgb], None, Precision()), self.coder)
+        step = require_value(self.step, "the quantiser step")
+        symbols = encode_images(self.coder, [rgb], step, "cpu")
+        width, zero = self.coder.dequantisation(step)
         return likeness_features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
 
     def features(self, columns: list[str], problems: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -88,7 +94,7 @@ def load_collection(output: Store) -> Collection:
     state = read_snapshot(output)
     check_latents(state)
     names: list[str] = []
-    models: list[tuple[str, float, str]] = []
+    models: list[tuple[str, float | None, str]] = []
     made_by_part, fencing_tokens = [], []
     for table in state.tables([*MADE_BY, "fence"]):
         encoded = [table[name].combine_chunks().dictionary_encode() for name in MADE_BY]
@@ -100,7 +106,8 @@ def load_collection(output: Store) -> Collection:
             key = (row["checkpoint_sha256"], row["step"], image)
             if key not in models:
                 models.append(key)
-                names.append(f"{row['model_id']} {row['checkpoint_sha256'][:8]} at step {row['step']:g}")
+                at_step = "" if row["step"] is None else f" at step {row['step']:g}"
+                names.append(f"{row['model_id']} {row['checkpoint_sha256'][:8]}{at_step}")
             numbers.append(models.index(key))
         made_by_part.append(np.array(numbers)[kind.ravel()])
         fencing_tokens.append(table["fence"].fill_null(0).to_numpy())

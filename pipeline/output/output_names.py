@@ -33,10 +33,14 @@ def output_name(rel_path: str, new_extension: str | None = None) -> str:
     if not is_image_name(rel_path):
         added = NO_EXTENSION_MARK + added
     name = rel_path + added
+    return name if is_storable(name) else f"_renamed/{image_id(rel_path)}{added or dot + extension}"
+
+
+def is_storable(name: str) -> bool:
+    """Return whether a disk and S3 can store a name inside a folder, and no image is named like one of its folders."""
     parts = name.split("/")
     fits = stays_inside(name) and len(name.encode()) <= MAX_PATH_BYTES
-    safe = fits and parts[0] != "_renamed" and not any(map(is_image_name, parts[:-1]))
-    return name if safe else f"_renamed/{image_id(rel_path)}{added or dot + extension}"
+    return fits and parts[0] != "_renamed" and not any(map(is_image_name, parts[:-1]))
 
 
 def stays_inside(path: str) -> bool:

@@ -31,6 +31,21 @@ def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
 
+def read_stored_card(output: Store, sha256: str) -> Card:
+    """Read the card of a checkpoint that `store_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: when the card is missing or damaged.
+    """
+    folder = checkpoint_folder(sha256)
+    try:
+        return Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
+    except FileNotFoundError as e:
+        raise missing_checkpoint(output, folder) from e
+    except ValueError as e:
+        raise CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
+
+
 def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
     """Read a checkpoint that `store_checkpoint` wrote.
 
@@ -41,15 +56,18 @@ def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
         CheckpointError: when the checkpoint is missing or damaged.
     """
     folder = checkpoint_folder(sha256)
+    card = read_stored_card(output, sha256)
     try:
-        card = Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
         weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
     except FileNotFoundError as e:
-        raise CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
-    except ValueError as e:
-        raise CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
+        raise missing_checkpoint(output, folder) from e
     checkpoints.check_digest(weights, card, output.uri(folder))
     return card, weights
+
+
+def missing_checkpoint(output: Store, folder: str) -> CheckpointError:
+    """Return the error for a checkpoint folder without its files."""
+    return CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing")
 
 
 def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":

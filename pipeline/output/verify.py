@@ -148,11 +148,11 @@ def check_part(
     if path.rpartition("/")[2] != part_name(table):
         result.problems.append(f"{path}: the name does not match the rows in the part")
     if "latent" in table.schema.names:
-        from imagemill.pipeline.output.latent_symbols import decode_symbols, is_coded, iterate_latent_rows
+        from imagemill.pipeline.output.latent_symbols import is_coded, iterate_latent_rows, read_latent
 
         for number, row in enumerate(iterate_latent_rows(table)):
             try:
-                decode_symbols(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
+                read_latent(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
                 result.latents += 1
             except LatentError as e:
                 result.problems.append(f"{path} row {number}: {e}")

@@ -63,9 +63,9 @@ class Projection:
     """Share of the variance that both components explain."""
 
 
-def summarize_latent(symbols: np.ndarray) -> np.ndarray:
-    """Return the mean and log2(1 + mean magnitude) of each channel, (2C,), of a latent (C,h,w) int8 of any size."""
-    channels = symbols.reshape(symbols.shape[0], -1).astype(np.float32)
+def summarize_latent(latent: np.ndarray) -> np.ndarray:
+    """Return the mean and log2(1 + mean magnitude) of each channel, (2C,), of a latent (C,h,w)."""
+    channels = latent.reshape(latent.shape[0], -1).astype(np.float32)
     return np.concatenate([channels.mean(1), np.log2(1 + np.abs(channels).mean(1))])
 
 

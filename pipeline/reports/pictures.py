@@ -17,7 +17,9 @@ from PIL import Image
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.engines.fork_server import call_in_worker
 from imagemill.pipeline.errors import RunFailed, StorageError
+from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
+from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.output.output_names import stays_inside
 from imagemill.pipeline.reports.page import data_url
@@ -38,10 +40,10 @@ MAX_SHOWN_PIXELS = 200_000_000
 """Larger images have no picture."""
 PICTURE_SECONDS = 20.0
 """Pictures that are not ready after this time are left out."""
-SIZE_COLUMNS = ["orig_width", "orig_height", "exif_orientation"]
 SHOWN_COLUMNS = ["rel_path", "image_id", "content_sha256", "output_uri", *SIZE_COLUMNS]
-Maker = Callable[[RowPosition, dict[str, Any]], dict[bool, str]]
-"""Returns pictures of an image, by whether they are crops."""
+Pictures = dict[bool, str]
+"""Data URLs of pictures of an image, by whether they are crops."""
+Maker = Callable[[RowPosition, dict[str, Any]], Pictures]
 Picture = TypeVar("Picture")
 LATENT_ROW_COLUMNS = ["rel_path", "checkpoint_sha256", "step", *SIZE_COLUMNS, *LATENT_COLUMNS]
 
@@ -52,6 +54,7 @@ def add_pictures(
     column: str | None,
     columns: list[str],
     stores_latent: bool,
+    fitting: ImageConfig,
     open_sources: Callable[[list[dict[str, Any]]], SourceReader],
 ) -> None:
     """Make the pictures of the groups; a picture that cannot be made is left out.
@@ -62,6 +65,7 @@ def add_pictures(
         column: the quality column.
         columns: the columns of the task.
         stores_latent: whether the rows hold latents; output images are preferred where they exist.
+        fitting: how the run resized and cropped the input images.
         open_sources: returns the reader of the input images of some rows.
     """
     rows = read_rows(output, {position for group in groups for position in group.positions}, [*SHOWN_COLUMNS, *columns])
@@ -74,18 +78,18 @@ def add_pictures(
     for group in groups:
         group.crops |= from_latents
 
-    def make_urls(data: bytes, position: RowPosition, scale: int = 1) -> dict[bool, str]:
+    def make_urls(data: bytes, position: RowPosition, scale: int = 1, config: ImageConfig = ImageConfig()) -> Pictures:
         with large_image if read_pixel_count(data) > LARGE_PIXELS else nullcontext():
-            rgb = decode_image(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb
+            rgb = decode_image(data, MAX_SHOWN_PIXELS, config, accept_damaged=True).rgb
             return {crop: picture_url(rgb, crop, scale) for crop in {g.crops for g in groups if position in g.positions}}
 
-    def make_before(position: RowPosition, row: dict[str, Any]) -> dict[bool, str]:
+    def make_before(position: RowPosition, row: dict[str, Any]) -> Pictures:
         data = read_source(row)
         if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
             raise ValueError("the input image has changed")
-        return make_urls(data, position, row.get("scale", 1))
+        return make_urls(data, position, row.get("scale", 1), fitting)
 
-    def make_after(position: RowPosition, row: dict[str, Any]) -> dict[bool, str]:
+    def make_after(position: RowPosition, row: dict[str, Any]) -> Pictures:
         if not stays_inside(row["output_uri"]):
             raise ValueError(f"{row['output_uri']} is not inside the output")
         return make_urls(output.read(row["output_uri"]), position)
@@ -195,23 +199,24 @@ def decode_center(row: dict[str, Any], model: Any) -> np.ndarray:
         LatentError: when the latent is damaged.
         ValueError: when the image is large and its latent is entropy-coded, so that all of it would have to be decoded.
     """
-    from imagemill.models.objectives.compress import decode_latent
-    from imagemill.pipeline.output.latent_symbols import decode_symbols, is_coded, upright_size
+    from imagemill.models.latents import decode_latent
+    from imagemill.pipeline.output.latent_symbols import image_size, is_coded, read_latent
 
-    height, width = upright_size(row)
+    height, width = image_size(row)
     if is_coded(row) and height * width > MAX_CODED_PIXELS:
         raise ValueError("the entropy-coded latent is too large")
-    symbols = decode_symbols(row, model.entropy)
-    margin = -(-model.halo // model.stride)
+    latent = read_latent(row, getattr(model, "entropy", None))
+    # A network that sees the whole image decodes all of it.
+    margin = -(-model.halo // model.factor) if model.tiling == "exact" else max(latent.shape)
     slices, offsets = [], []
-    for side, length in zip((height, width), symbols.shape[1:], strict=True):
+    for side, length in zip((height, width), latent.shape[1:], strict=True):
         begin = max(0, (side - SIDE) // 2)
-        first = max(0, begin // model.stride - margin)
-        last = min(length, -(-(begin + min(SIDE, side)) // model.stride) + margin)
+        first = max(0, begin // model.factor - margin)
+        last = min(length, -(-(begin + min(SIDE, side)) // model.factor) + margin)
         slices.append(slice(first, last))
-        offsets.append(begin - first * model.stride)
-    piece = symbols[:, slices[0], slices[1]]
-    size = piece.shape[1] * model.stride, piece.shape[2] * model.stride
+        offsets.append(begin - first * model.factor)
+    piece = latent[:, slices[0], slices[1]]
+    size = piece.shape[1] * model.factor, piece.shape[2] * model.factor
     rgb = decode_latent(model, piece, size, row["step"], "cpu")
     (y, x), (h, w) = offsets, (min(SIDE, height), min(SIDE, width))
     return rgb[y : y + h, x : x + w]

@@ -1,5 +1,6 @@
 """Write the report of a run, `runs/ID/report.html`: one page with figures and pictures."""
 
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.parts import list_new_parts
 from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.plan import build_references
@@ -190,7 +192,9 @@ def build_report(output: Store, record: dict[str, Any], before: set[str], open_s
         group.crops |= task.report_crops
     from imagemill.pipeline.reports.pictures import add_pictures
 
-    add_pictures(output, report.groups, report.column, columns, task.stores_latent, open_sources)
+    image = json.loads(record.get("parameters") or "{}").get("image", {})
+    fitting = ImageConfig(**{key: image[key] for key in ("resize", "crop") if key in image})
+    add_pictures(output, report.groups, report.column, columns, task.stores_latent, fitting, open_sources)
     if task.stores_latent:
         report.projection = project_run_latents(output, rows, report.column)
     return report

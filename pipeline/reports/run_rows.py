@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.latent_symbols import iterate_latent_rows
 from imagemill.pipeline.output.parts import read_part, scan_parts
+from imagemill.pipeline.schema import FITTING
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -88,7 +89,7 @@ def read_part_rows(output: Store, part: str, numbers: set[int], columns: list[st
     """
     try:
         if "latent" not in columns:
-            table = read_part(output, part, columns)
+            table = read_part(output, part, columns, pa.schema(FITTING))
             yield from zip(sorted(numbers), table.take(pa.array(sorted(numbers))).to_pylist(), strict=True)
             return
         with output.open(part) as f, pq.ParquetFile(f, page_checksum_verification=True) as file:

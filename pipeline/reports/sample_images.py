@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from imagemill.pipeline.output.latent_symbols import read_latent
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.reports.charts import Projection, project_latents, summarize_latent
 from imagemill.pipeline.reports.run_rows import RowPosition, RunRows, read_part_rows
-from imagemill.pipeline.schema import LATENT_ROWS, LatentError, unpack_latent
+from imagemill.pipeline.schema import LATENT_ROWS, LatentError
 from imagemill.pipeline.storage import Store
 
 RANDOM_IMAGES, IMAGES_BY_QUALITY = 8, 4
 """Images shown at random, and images shown at each end of the quality column."""
-POINTS, POINT_PARTS, POINT_SYMBOLS = 300, 10, 80_000_000
-"""Limits of the scatter plot: latents, the parts that they come from, and their symbols. A symbol takes about 4 ns."""
+POINTS, POINT_PARTS, POINT_VALUES = 300, 10, 80_000_000
+"""Limits of the scatter plot: latents, the parts that they come from, and their values. A value takes about 4 ns."""
 SourceReader = Callable[[dict[str, Any]], bytes]
 """Returns the encoded input image of a row."""
 
@@ -83,19 +84,20 @@ def project_run_latents(output: Store, rows: RunRows, column: str | None) -> Pro
     names, features, quality = [], [], []
     for part in parts:
         numbers = choose_rows(rows.row[rows.part == part], -(-POINTS // len(parts)))
-        symbols_left = POINT_SYMBOLS // len(parts)
+        values_left = POINT_VALUES // len(parts)
         for _, row in read_part_rows(output, rows.parts[part], set(numbers.tolist()), columns):
-            if symbols_left < 0:
+            if values_left < 0:
                 break
-            if row["latent"] is None:
+            plain = row["latent"] if row["latent"] is not None else row.get("latent_values")
+            if plain is None:
                 continue
-            symbols_left -= row["latent"].size
+            values_left -= plain.size
             try:
-                symbols = unpack_latent(row["latent"], row["latent_shape"], row["latent_crc32"])
+                latent = read_latent(row)
             except LatentError:
                 continue
             names.append(row["rel_path"])
-            features.append(summarize_latent(symbols))
+            features.append(summarize_latent(latent))
             quality.append(row[column] if column else 0.0)
     return project_latents(names, np.stack(features), np.array(quality, float)) if len(names) > 2 else None
 

@@ -6,18 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.batches import to_uint8_images
+from imagemill.models.latents import Coder
 from imagemill.models.resizing import limit_side
-from imagemill.pipeline.output.latent_symbols import upright_size
+from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS, image_size
 from imagemill.pipeline.output.latent_values import latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot
 
-SIZE_COLUMNS = ["orig_width", "orig_height", "exif_orientation"]
-
 
 def decode_thumbnails(
-    state: Snapshot, coder: LatentCoder, columns: list[str], side: int, problems: list[str]
+    state: Snapshot, coder: Coder, columns: list[str], side: int, problems: list[str]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Decode a thumbnail of each image.
 
@@ -33,14 +31,14 @@ def decode_thumbnails(
     """
     for latents in latent_batches(state, [*columns, *SIZE_COLUMNS], problems):
         for row, values in zip(latents.rows.to_pylist(), latents.values, strict=True):
-            yield row, decode_thumbnail(values, coder, upright_size(row), side)
+            yield row, decode_thumbnail(values, coder, image_size(row), side)
 
 
-def decode_thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], side: int) -> np.ndarray:
+def decode_thumbnail(values: np.ndarray, coder: Coder, size: tuple[int, int], side: int) -> np.ndarray:
     """Decode a thumbnail (H,W,3) uint8.
 
     Args:
-        values: dequantised latent (C,h,w).
+        values: values of a latent (C,h,w).
         coder: the model that computed the latent.
         size: height and width of the image.
         side: longest side of the thumbnail, in pixels.
@@ -49,6 +47,7 @@ def decode_thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, in
         preview = coder.decode_preview(torch.from_numpy(values)[None])
     rgb = to_uint8_images(preview.expand(-1, 3, -1, -1))[0]
     # Cut off the padding. A preview may be smaller than its image.
-    scale = rgb.shape[0] / (values.shape[1] * coder.stride)
-    rgb = rgb[: max(1, round(size[0] * scale)), : max(1, round(size[1] * scale))]
+    scales = (rgb.shape[axis] / (values.shape[axis + 1] * coder.factor) for axis in (0, 1))
+    height, width = (max(1, round(side * scale)) for side, scale in zip(size, scales, strict=True))
+    rgb = rgb[:height, :width]
     return limit_side(np.ascontiguousarray(rgb), side)

@@ -27,9 +27,9 @@ from PIL import Image
 
 from imagemill.jobs.paintings import swirls
 from imagemill.models import checkpoint
+from imagemill.models.latents import decode_latent
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.compress import decode_latent
 from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Sample

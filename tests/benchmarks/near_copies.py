@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models import pooling
+from imagemill.models.latents import encode_images
 from imagemill.models.likeness import fit_whitening, likeness_features, similarity
-from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0

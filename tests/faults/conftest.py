@@ -10,6 +10,7 @@ import s3fs
 
 from tests.support.engines import RAY_IN_CHAOS
 from tests.support.servers import S3, Server, environment_of, free_port, rclone
+from tests.support.short_waits import run_worker_with_short_waits, shorten_waits
 
 
 @pytest.fixture(params=RAY_IN_CHAOS)
@@ -18,6 +19,15 @@ def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "ray":
         request.getfixturevalue("ray_session")
     return str(request.param)
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Shorten the waits before retries, in this process and in workers of the local engine."""
+    shorten_waits(monkeypatch.setattr)
+    monkeypatch.setattr("imagemill.pipeline.engines.local_engine.run_worker", run_worker_with_short_waits)
+    # Modules of the current folder are not found in workers, and these workers need `tests`.
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

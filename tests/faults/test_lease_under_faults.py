@@ -11,7 +11,7 @@ from tests.support.servers import S3
 FAULTS = {"busy": 0.05, "reset": 0.03, "lost": 0.1, "corrupt_get": 0.1, "latency_s": 0.02}
 
 
-@pytest.mark.parametrize("claims", [6, pytest.param(50, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("claims", [4, pytest.param(50, marks=pytest.mark.chaos)])
 def test_lease_holders_that_die_never_overlap(s3: S3, tmp_path: Path, figure, claims: int) -> None:
     s3.faults(seed=claims, **FAULTS)
     script = Path(__file__).parents[1] / "support/contenders.py"

@@ -15,7 +15,7 @@ from imagemill.pipeline.storage import Store
 from tests.support.run_processes import made_without_faults, make_photos, outputs
 from tests.support.servers import S3
 
-IMAGES = [40, pytest.param(500, marks=pytest.mark.chaos)]
+IMAGES = [20, pytest.param(500, marks=pytest.mark.chaos)]
 FAULTS = {
     "busy": "503",
     "reset": "resets",
@@ -27,6 +27,7 @@ LINE = {"busy": 0.2, "reset": 0.1, "lost": 0.05}
 DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
 
 
+@pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("photos", IMAGES)
 @pytest.mark.parametrize("faults", [LINE, DAMAGE], ids=["broken", "damaged"])
 def test_run_over_a_bad_connection_is_complete(
@@ -36,7 +37,7 @@ def test_run_over_a_bad_connection_is_complete(
     make_photos(source, photos, crops)
     s3.faults(seed=photos, **faults)
     places = {"input": source.url, "output": output.url, "storage": s3.storage}
-    config = RunConfig(task="denoise", **places, rows_per_part=20, engine=engine)
+    config = RunConfig(task="denoise", **places, rows_per_part=10, engine=engine)
     record = run(config)
     proxy_state = s3.seen()
     assert (record["ok"], record["rejected"]) == (photos, 0)
@@ -66,7 +67,7 @@ def test_run_over_a_bad_connection_is_complete(
 
 def test_run_after_refused_writes_completes_the_output(engine: str, s3: S3, crops: list[np.ndarray], figure) -> None:
     source, output = s3.store("in"), s3.store("out")
-    make_photos(source, 40, crops)
+    make_photos(source, 20, crops)
     s3.faults(forbid="/out/images/3/")
     places = {"input": source.url, "output": output.url, "storage": s3.storage}
     config = RunConfig(task="denoise", **places, rows_per_part=5, engine=engine)
@@ -77,8 +78,8 @@ def test_run_after_refused_writes_completes_the_output(engine: str, s3: S3, crop
     s3.faults()
     run(config)
     verification = verify(output)
-    assert (verification.problems, verification.rows, verification.files) == ([], 40, 40)
-    figure(f"{engine}: permission lost in the middle", "exit 5, the rerun completes 40 of 40")
+    assert (verification.problems, verification.rows, verification.files) == ([], 20, 20)
+    figure(f"{engine}: permission lost in the middle", "exit 5, the rerun completes 20 of 20")
 
 
 @pytest.fixture

@@ -143,6 +143,29 @@ def test_export_has_one_folder_per_latent_shape(photos: Store, tmp_path: Path) -
     assert read_latents(photos.url, where="orig_width = 96").numpy().shape == (2, 96, 16, 12)
 
 
+def test_layout_one_writes_ragged_lists_in_one_folder(photos: Store, tmp_path: Path) -> None:
+    """Readers see one type of column for all shapes, and decoding gives the images of the run."""
+    dest = Store(str(tmp_path / "one"))
+    record = export(photos, dest, layout="one", pool="flatten", columns=["rel_path", "latent", "embedding"])
+    assert record["parts"] == {"latents": 1}
+    table = pq.read_table(tmp_path / "one/latents")
+    assert table.schema.field("latent").type == table.schema.field("embedding").type == pa.list_(pa.float32())
+    batches = read_latents(photos.url, columns=["rel_path"]).batches()
+    expected = {
+        name: value for rows, values in batches for name, value in zip(rows["rel_path"].to_pylist(), values, strict=True)
+    }
+    for row in table.to_pylist():
+        np.testing.assert_array_equal(np.float32(row["latent"]).reshape(row["latent_shape"]), expected[row["rel_path"]])
+        np.testing.assert_array_equal(row["latent"], row["embedding"])
+    assert sorted(values.shape for _, values in read_latents(dest.url).batches()) == [(2, 96, 16, 12), (3, 96, 12, 16)]
+    export(photos, Store(str(tmp_path / "all")), layout="one")
+    assert decode_output(Store(str(tmp_path / "all")), Store(str(tmp_path / "images"))) == 5
+    reference = Path(photos.root).parent / "reconstructed"
+    for path in reference.rglob("*.png"):
+        decoded = tmp_path / "images" / path.relative_to(reference)
+        np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(path)))
+
+
 @pytest.mark.parametrize("form", ["npy", "webdataset", pytest.param("lance", marks=pytest.mark.external)])
 def test_export_formats_hold_the_same_values(digits: Store, form: str, tmp_path: Path) -> None:
     codes = read_latents(digits.url)

@@ -14,7 +14,7 @@ from tests.support.engines import ENGINES, RAY_IN_CHAOS
 from tests.support.process_states import descendants, is_running, wait_until
 from tests.support.run_processes import images_written, make_photos, start, wait_for, workers_of
 
-IMAGES = 200
+IMAGES = 150
 
 
 @pytest.fixture

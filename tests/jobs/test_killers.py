@@ -46,7 +46,7 @@ def change_denoise(module):
         return predict(self, model, samples, *args)
     module.Denoise.predict = stuck_predict
 def change_watchdog(module):
-    module.GIL_SECONDS = 2
+    module.GIL_SECONDS = 1
 changes = {{
     "imagemill.models.objectives.denoise": change_denoise,
     "imagemill.pipeline.watchdog": change_watchdog,
@@ -83,7 +83,7 @@ def photos(folder: Path, crops: list[np.ndarray], count: int, marks: dict[int, s
 
 def run(source: Path, output: Path, fatal: Path, *settings: str) -> None:
     command = [sys.executable, "-m", "imagemill", "denoise", str(source), str(output)]
-    for setting in ("rows_per_part=12", "max_reject_fraction=1", *settings):
+    for setting in ("rows_per_part=6", "max_reject_fraction=1", *settings):
         command += ["--set", setting]
     paths = os.pathsep.join([str(fatal), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}
@@ -110,23 +110,31 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((output / "runs").glob("*/run.json"))]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_images_that_kill_their_process_are_rejected(tmp_path, crops, engine):
-    source, output, fatal = photos(tmp_path, crops, count=24, marks={5: "deadly", 6: "deadly"})
+@pytest.mark.parametrize(
+    ("engine", "killers"),
+    [
+        ("local", ("02.webp", "03.webp")),
+        pytest.param("ray", ("02.webp",), marks=pytest.mark.ray),
+        # Each killer ends two processes, and Ray takes seconds to replace one.
+        pytest.param("ray", ("02.webp", "03.webp"), marks=[pytest.mark.ray, pytest.mark.chaos]),
+    ],
+)
+def test_images_that_kill_their_process_are_rejected(tmp_path, crops, engine, killers):
+    source, output, fatal = photos(tmp_path, crops, count=12, marks={int(name[:2]): "deadly" for name in killers})
     run(source, output, fatal, f"engine={engine}")
-    assert rejects_of(output) == dict.fromkeys(("05.webp", "06.webp"), ("process", "KilledProcess"))
-    check_rest(output, 22)
-    assert not Path(output / "images/05.webp").exists()
+    assert rejects_of(output) == dict.fromkeys(killers, ("process", "KilledProcess"))
+    check_rest(output, 12 - len(killers))
+    assert not Path(output / "images" / killers[0]).exists()
 
 
 @pytest.mark.parametrize("engine", RAY_IN_CHAOS)
 def test_stuck_images_are_rejected(tmp_path, crops, engine):
     """A read, a decoder and a batch of the model that never return end after their time limit."""
-    source, output, fatal = photos(tmp_path, crops, count=8, marks={1: "blocked", 2: "endless", 5: "model"})
-    run(source, output, fatal, f"engine={engine}", "pool.workers=1", "pool.batch_size=4", "image_timeout_s=4")
+    source, output, fatal = photos(tmp_path, crops, count=6, marks={1: "blocked", 2: "endless", 5: "model"})
+    run(source, output, fatal, f"engine={engine}", "pool.workers=1", "pool.batch_size=2", "image_timeout_s=2")
     stages = {"01.webp": "fetch", "02.webp": "decode", "05.webp": "model"}
     assert rejects_of(output) == {name: (stage, "Timeout") for name, stage in stages.items()}
-    check_rest(output, 5)
+    check_rest(output, 3)
 
 
 @pytest.mark.parametrize("engine", RAY_IN_CHAOS)

@@ -34,6 +34,7 @@ EARLIER = {
     "report out --run x -c x.yaml": "",
     "decode out dest --where x --overwrite -c x.yaml": "",
     "export out dest --run x --as-of 2026-01-01 --model m --columns a,b --pool gem --format npy -c x.yaml": "",
+    "export out dest --format npz --scaled --overwrite --layout shapes": "",
     "stats out --run x --against y -c x.yaml": "",
     "search out --image x -k 5 --sheet x.png --overwrite -c x.yaml": "",
     "search out --id x": "",

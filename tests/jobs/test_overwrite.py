@@ -101,15 +101,15 @@ def test_decode_to_a_bucket_replaces_no_file_of_the_user(imagemill, output, moto
 
 
 def test_killed_decode_can_be_repeated(imagemill, pieces, tmp_path):
-    images = {f"{n}.png": np.roll(pieces["0.png"], n, axis=1) for n in range(300)}
-    output, dest = compressed(tmp_path, images, rows_per_part=100), tmp_path / "decoded"
+    images = {f"{n}.png": np.roll(pieces["0.png"], n, axis=1) for n in range(200)}
+    output, dest = compressed(tmp_path, images, rows_per_part=50), tmp_path / "decoded"
     process = subprocess.Popen([sys.executable, "-m", "imagemill", "decode", output.url, str(dest)])
     while not list(dest.glob("*.png")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert imagemill("decode", output.url, dest)[0] == 0
-    assert len(list(dest.glob("*.png"))) == 300
+    assert len(list(dest.glob("*.png"))) == 200
 
 
 FILES = {

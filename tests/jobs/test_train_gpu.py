@@ -15,6 +15,7 @@ from imagemill.jobs.train import choose_workers
 from imagemill.jobs.training.config import TrainConfig
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:

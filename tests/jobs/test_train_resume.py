@@ -198,6 +198,7 @@ def test_train_repairs_a_kill_between_weights_and_card(tiny, tmp_path, monkeypat
     assert train(config) == card
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_train_restarts_only_for_another_init(tiny, tmp_path, caplog):
     place = f"{tmp_path}/first"

@@ -69,11 +69,12 @@ def test_fitted_latents_can_be_coded(data: st.DataObject, shape: tuple[int, int,
         np.testing.assert_array_equal(model.decode(model.encode(symbols), shape), symbols)
 
 
-def test_fit_to_few_symbols_stays_exact() -> None:
+@pytest.mark.parametrize("channels", [14, pytest.param(30, marks=pytest.mark.chaos)])
+def test_fit_to_few_symbols_stays_exact(channels: int) -> None:
     # With many unknowns, few positions and large symbols, unbounded least squares would exceed float32's exact integers.
     rng = np.random.default_rng(0)
-    fit_entropy_model([rng.integers(-128, 128, (20, 4, 4)).astype(np.int8)])
-    flat_latent = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
+    fit_entropy_model([rng.integers(-128, 128, (channels, 4, 4)).astype(np.int8)])
+    flat_latent = np.repeat(rng.integers(-1, 2, (channels, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
     flat_latent[:, 0, 0] = 127
     fit_entropy_model([flat_latent])
 
@@ -143,7 +144,7 @@ print(hashlib.sha256(payload).hexdigest(), hashlib.sha256(model.decode(payload, 
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.chaos)])
 def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
     model, symbols = tables(6, 3), photo_like(side=96)
     digests = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]

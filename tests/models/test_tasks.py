@@ -11,10 +11,10 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.batches import to_uint8_batch
 from imagemill.models.colour import luma_uint8, rgb_to_chroma
+from imagemill.models.latents import decode_latent
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.colorize import colourfulness
-from imagemill.models.objectives.compress import decode_latent
 from imagemill.models.objectives.denoise import estimate_noise_level
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
@@ -108,7 +108,7 @@ def test_larger_step_gives_fewer_bits_and_lower_psnr(photo):
 
 @pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
 def test_latent_psnr_equals_image_psnr(name, photo, monkeypatch):
-    monkeypatch.setattr("imagemill.models.objectives.compress.tile_side", lambda *size: 64)
+    monkeypatch.setattr("imagemill.models.latents.tile_side", lambda *size: 64)
     model, predict = load_bundled(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
     for_image, for_quality, for_neither = (

@@ -116,6 +116,7 @@ print(len(rings))
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_runs_of_a_night_share_ray_until_a_failure() -> None:
     result = run_code(

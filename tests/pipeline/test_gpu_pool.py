@@ -30,7 +30,8 @@ def record_of(output: Store) -> dict:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the outputs of a GPU are not those of a CPU to the last bit")
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+@pytest.mark.ray
 def test_run_on_logical_gpus_equals_a_cpu_run(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Two workers share a GPU. Without CUDA they compute on CPUs and log it once."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))

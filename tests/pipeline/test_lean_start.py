@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
@@ -32,7 +33,9 @@ def descendants():
 SHOW_RAY = f"""
 import json, os, ray, sys, time
 from pathlib import Path
+from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.run import run
 {PROCESSES}
 def has_torch(pid):
     return "libtorch" in Path(f"/proc/{{pid}}/maps").read_text()
@@ -44,18 +47,11 @@ with connected(None, num_cpus=2, workers=1):
     worker = ray.get(ray.remote(lambda: os.getpid()).remote())
     print(json.dumps({{"commands": list(commands.values()), "pids": list(commands),
                        "worker": worker, "with_torch": [pid for pid in commands if has_torch(pid)]}}), flush=True)
-    sys.stdin.readline()
-"""
-SHOW_ACTORS = """
-import json, sys, threading, time
-from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.run import run
-source, output = sys.argv[1:]
-with connected(None, num_cpus=2, workers=2):
-    record = run(RunConfig(task="denoise", input=source, output=output, engine="ray"))
+    record = run(RunConfig(task="denoise", input=sys.argv[1], output=sys.argv[2], engine="ray"))
     from ray._private.state import actors
-    print(json.dumps({"ok": record["ok"], "actors": [actor["ActorClassName"] for actor in actors().values()]}))
+    names = [actor["ActorClassName"] for actor in actors().values()]
+    print(json.dumps({{"ok": record["ok"], "actors": names}}), flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -77,15 +73,25 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_ray_of_a_run_starts_few_processes_and_leaves_none() -> None:
-    """The worker that Ray starts in advance has imported torch, and gets the work."""
-    process = start_python(SHOW_RAY)
+@pytest.mark.ray
+def test_ray_of_a_run_starts_few_processes_and_leaves_none(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """The worker that Ray starts in advance has imported torch, and gets the work.
+
+    Ray Data's own actors would take such a process, and delay the first image.
+    """
+    source = Store(str(tmp_path / "in"))
+    make_photos(source, 6, crops)
+    process = start_python(SHOW_RAY, source.url, str(tmp_path / "out"))
     report = read_report(process)
     # The other two stand in for the agents of the node.
     programs = sorted(Path(command.split("\0")[0]).name for command in report["commands"] if "-I" not in command.split("\0"))
     assert programs == ["gcs_server", "ray::IDLE", "raylet"]
     assert len(report["commands"]) == 5
     assert report["with_torch"] == [report["worker"]]
+    run_report = read_report(process)
+    assert run_report["ok"] == 6
+    assert len(run_report["actors"]) == 2
+    assert all("MapWorker" in name for name in run_report["actors"]), run_report["actors"]
     # Even without the node, which would end them, the processes that stand in for its agents do not stay.
     raylet = next(pid for pid, command in zip(report["pids"], report["commands"], strict=True) if "/raylet" in command[:200])
     os.kill(raylet, signal.SIGKILL)
@@ -95,15 +101,3 @@ def test_ray_of_a_run_starts_few_processes_and_leaves_none() -> None:
     while left := [pid for pid in report["pids"] if is_running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
-
-
-def test_run_on_a_private_ray_starts_no_other_actors(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """Ray Data's own actors would take the processes that have imported torch, and delay the first image."""
-    source = Store(str(tmp_path / "in"))
-    make_photos(source, 6, crops)
-    process = start_python(SHOW_ACTORS, source.url, str(tmp_path / "out"))
-    report = read_report(process)
-    process.communicate()
-    assert report["ok"] == 6
-    assert len(report["actors"]) == 2
-    assert all("MapWorker" in name for name in report["actors"]), report["actors"]

@@ -249,7 +249,7 @@ def test_run_continues_in_a_smaller_pool(first_node, pool, tmp_path, crops, monk
 @pytest.mark.usefixtures("ray_session")
 def test_signal_ends_a_run_and_the_next_completes_it(tmp_path, crops) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
-    make_photos(source, 200, crops)
+    make_photos(source, 100, crops)
 
     def raise_deadline(signum: int, frame: Any) -> None:
         raise Deadline
@@ -270,10 +270,11 @@ def test_signal_ends_a_run_and_the_next_completes_it(tmp_path, crops) -> None:
         signal.signal(signal.SIGALRM, previous_handler)
     assert record.exit_code == Deadline.exit_code
     assert record.ok is not None
-    assert record.ok < 200
-    run(config)
+    assert record.ok < 100
+    # No row says which engine wrote it, and the local engine is faster.
+    run(config.model_copy(update={"engine": "local"}))
     verification = verify(output)
-    assert (verification.problems, verification.rows, verification.files) == ([], 200, 200)
+    assert (verification.problems, verification.rows, verification.files) == ([], 100, 100)
 
 
 def test_large_photos_are_distributed_evenly() -> None:

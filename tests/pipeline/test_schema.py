@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imagemill.models.entropy_fitting import fit_entropy_model
-from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
+from imagemill.pipeline.output.latent_symbols import iterate_latent_rows, read_latent
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.schema import (
     LatentError,
@@ -192,10 +192,8 @@ def test_payload_survives_a_part() -> None:
     first, second = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(two_rows, 3))))
     assert first["latent"] is None
     assert second["latent_payload"] is None
-    np.testing.assert_array_equal(decode_symbols(first, model), symbols)
-    np.testing.assert_array_equal(
-        decode_symbols(second, None), decode_symbols(next(iterate_latent_rows(table_of([4]))), None)
-    )
+    np.testing.assert_array_equal(read_latent(first, model), symbols)
+    np.testing.assert_array_equal(read_latent(second, None), read_latent(next(iterate_latent_rows(table_of([4]))), None))
     invalid_changes = [
         {"latent_payload": None},
         {"latent_payload": first["latent_payload"][:-4]},
@@ -208,9 +206,9 @@ def test_payload_survives_a_part() -> None:
     ]
     for change in invalid_changes:
         with pytest.raises(LatentError):
-            decode_symbols(first | change, model)
+            read_latent(first | change, model)
     with pytest.raises(LatentError, match="no entropy tables"):
-        decode_symbols(first, None)
+        read_latent(first, None)
 
 
 def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +218,7 @@ def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatc
     schema = result_schema({"psnr_db": float}, stores_latent=True)
     [unpacked] = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large_row], schema), 3))))
     assert unpacked["latent"] is None
-    np.testing.assert_array_equal(decode_symbols(unpacked, None), symbols)
+    np.testing.assert_array_equal(read_latent(unpacked, None), symbols)
     invalid_changes = [
         {"latent_zstd": None},
         {"latent_zstd": unpacked["latent_zstd"][:-4]},
@@ -232,7 +230,7 @@ def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatc
     ]
     for change in invalid_changes:
         with pytest.raises(LatentError):
-            decode_symbols(unpacked | change, None)
+            read_latent(unpacked | change, None)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 60)
     assert "latent" in pack_latent(symbols)
 

@@ -162,15 +162,15 @@ def is_stopped(pid: int) -> bool:
 
 @pytest.fixture
 def working_process() -> Iterator[subprocess.Popen[str]]:
-    """Return a process that began a step of one second with a limit of three."""
+    """Return a process that began a step of half a second with a limit of one."""
     process = start(
         """
         with dog.step("decode", "a"):
             print("began", flush=True)
-            time.sleep(1)
+            time.sleep(0.5)
         print("ended", flush=True)
         """,
-        limit_s=3,
+        limit_s=1,
     )
     yield process
     process.kill()
@@ -184,7 +184,7 @@ def test_stopped_process_is_not_ended(working_process: subprocess.Popen[str]) ->
     os.kill(working_process.pid, signal.SIGSTOP)
     while not is_stopped(working_process.pid):
         time.sleep(0.01)
-    time.sleep(5)
+    time.sleep(2)
     os.kill(working_process.pid, signal.SIGCONT)
     assert working_process.communicate(timeout=60)[0] == "ended\n"
     assert working_process.returncode == 0

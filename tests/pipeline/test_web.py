@@ -75,7 +75,7 @@ class Site(BaseHTTPRequestHandler):
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
         server.requests = defaultdict(list)
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
@@ -112,8 +112,9 @@ DATES = {"Date": "Fri, 01 Jan 1999 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 19
 
 
 @pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (429, DATES), (429, {}), (503, {})])
-def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dict[str, str]) -> None:
+def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dict[str, str], monkeypatch) -> None:
     """A Retry-After date is relative to the server's clock, which may be years off."""
+    monkeypatch.setattr("imagemill.pipeline.pauses.FIRST_SECONDS", 0.1)
     server.refusal = status, headers
     assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
     first, second, third = server.requests["/busy"]

@@ -39,7 +39,7 @@ Read = Callable[[Path, Path, str], tuple[list[str], Vectors]]
 
 def by_pyarrow(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
     table = pq.read_table(parts, columns=["image_id", column])
-    return table["image_id"].to_pylist(), table[column].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return table["image_id"].to_pylist(), [vector.values.to_numpy() for vector in table[column]]
 
 
 def by_pandas(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
@@ -66,7 +66,7 @@ def by_lance(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
 
     rows = ds.dataset(parts, format="parquet").scanner(columns=["image_id", column])
     table = lance.write_dataset(rows, f"{free}/{column}.lance").to_table()
-    return table["image_id"].to_pylist(), table[column].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return table["image_id"].to_pylist(), [vector.values.to_numpy() for vector in table[column]]
 
 
 def by_faiss(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
@@ -155,6 +155,7 @@ def example(folder: Path, shapes: int) -> Example:
     output = compressed(folder, pieces)
     for form in ("parquet", *(form for form, _, _ in FORMATS.values())):
         export(output, Store(str(folder / form)), file_format=form)
+    export(output, Store(str(folder / "ragged")), layout="one")
     codes = read_latents(output.url, columns=["image_id"])
     vectors: dict[str, dict[str, np.ndarray]] = {"latent": {}, "embedding": {}}
     for rows, values in codes.batches():
@@ -179,7 +180,7 @@ def verdict(read: Read, parts: Path, free: Path, column: str, expected: dict[str
 
 
 def of_several(read: Read, form: str, made: Example, free: Path) -> str:
-    """Return what a tool reads from an export with several shapes, all folders at once."""
+    """Return what a tool reads from an export with several shapes, all parts at once."""
     parts = made.folder / form / "latents"
     found = {column: verdict(read, parts, free / column, column, made.vectors[column]) for column in made.vectors}
     return found["latent"] if "yes" not in found.values() or found["latent"] == "yes" else "all but `latent`"
@@ -188,14 +189,18 @@ def of_several(read: Read, form: str, made: Example, free: Path) -> str:
 def found(folder: Path) -> str:
     """Return the table of tools and verdicts. Ray must be connected."""
     one, several = example(folder / "one", 1), example(folder / "several", 3)
-    lines = ["| tool | export, one shape | several shapes | `results/` | how |", "|---|---|---|---|---|"]
+    lines = [
+        "| tool | export, one shape | several shapes | `--layout one` | `results/` | how |",
+        "|---|---|---|---|---|---|",
+    ]
     readers = {name: ("parquet", *reader) for name, reader in READERS.items()}
     for name, (form, read, how) in (readers | FORMATS).items():
         free = folder / "free" / name
         exported = verdict(read, one.folder / form / "latents", free / "one", "latent", one.vectors["latent"])
         shapes = of_several(read, form, several, free / "several")
+        ragged = of_several(read, "ragged", several, free / "ragged") if name in READERS else "–"
         committed = verdict(read, one.results, free / "results", "latent", one.symbols) if name in READERS else "–"
-        lines.append(f"| {name} | {exported} | {shapes} | {committed} | {how} |")
+        lines.append(f"| {name} | {exported} | {shapes} | {ragged} | {committed} | {how} |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import nn
 
 from imagemill.models import checkpoint
+from imagemill.models.latents import encode_images
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.compress import encode_images
 from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Sample

@@ -1,0 +1,246 @@
+"""Import a model of another library, or of a user, as a checkpoint folder: `imagemill models import`."""
+
+import hashlib
+import json
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from imagemill.jobs.console import print_facts, print_text
+from imagemill.jobs.importing.contract_facts import contract_facts
+from imagemill.jobs.importing.source import Source, read_source
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import Card, Origin
+from imagemill.models.errors import CheckpointError
+from imagemill.models.routes import diffusers_route, python_route, spandrel_route
+from imagemill.models.routes.recognised import SAME_SIZE_TASKS, Recognised
+from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
+from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.store_failures import store_failures
+from imagemill.pipeline.user_code import INSTALLED, read_user_code
+
+DEFAULT_RANGE = (0.0, 1.0)
+MAX_HEADER = 100_000_000
+"""Maximum bytes of the header of a safetensors file."""
+METADATA = "imagemill"
+"""Key in the header of weights.safetensors: what the digest of a checkpoint covers in addition to the weights."""
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What `imagemill models import` is asked to do.
+
+    Attributes:
+        source: a folder of diffusers, or a file with weights.
+        dest: the checkpoint folder to write.
+        task: the task of the checkpoint; chosen by the network when absent.
+        name: the name of the checkpoint; that of the folder when absent.
+        architecture: MODULE:CLASS of a network that the user defines.
+        arguments: arguments of the class.
+        input_range: black and white of such a network.
+        code: folder that holds the module, or "installed".
+        overwrite: replace a checkpoint that imagemill did not import.
+    """
+
+    source: str
+    dest: str
+    task: str | None = None
+    name: str | None = None
+    architecture: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    input_range: tuple[float, float] = DEFAULT_RANGE
+    code: str | None = None
+    overwrite: bool = False
+
+
+def show_import(request: ImportRequest, storage: StorageConfig) -> None:
+    """Import a model, try it on one image, write the checkpoint, and print what it is and which command runs it.
+
+    Raises:
+        ConfigError: when the source cannot be read, or an option does not fit it. Nothing is written.
+        CheckpointError: when the network cannot be used. Nothing is written.
+        StorageError: when the checkpoint cannot be written.
+    """
+    dest = Store(request.dest, storage)
+    check_options(request)
+    check_dest(dest, request.overwrite)
+    code = read_user_code(request.code or INSTALLED) if request.architecture else None
+    source = read_source(request.source, storage)
+    with code.permitted() if code else nullcontext():
+        found = recognise(request, source)
+        card, weights = build_checkpoint(request, found, source)
+        trial = try_checkpoint(card, weights, found)
+    checkpoints.write(dest.url, card, weights, storage.options_for(dest.url))
+    print_facts(describe(card, found, trial))
+    if found.contract.latent and trial.psnr_db < POOR_PSNR:
+        print_text(f"warning: a reconstruction with {trial.psnr_db:.1f} dB has nearly no details. Are the weights trained?")
+    elif trial.correlation < MIN_CORRELATION:
+        print_text("warning: the result does not resemble its input. Is --input-range right?")
+    option = f" --code {request.code or INSTALLED}" if request.architecture else ""
+    print_text(f"next: imagemill {card.task} PHOTOS OUTPUT --checkpoint {request.dest}{option}")
+
+
+def check_options(request: ImportRequest) -> None:
+    """Raise ConfigError for an unknown task, or for options that need --architecture."""
+    tasks = sorted({*TASKS, *SAME_SIZE_TASKS})
+    if request.task is not None and request.task not in tasks:
+        raise ConfigError(f"--task {request.task}: unknown. Valid: {', '.join(tasks)}")
+    given = {
+        "--argument": request.arguments,
+        "--input-range": request.input_range != DEFAULT_RANGE,
+        "--code": request.code,
+    }
+    if not request.architecture and any(given.values()):
+        names = ", ".join(name for name, value in given.items() if value)
+        raise ConfigError(f"{names}: only for networks of your own. Pass --architecture MODULE:CLASS as well")
+    if request.input_range[0] >= request.input_range[1]:
+        raise ConfigError(f"--input-range {request.input_range}: must be black,white, such as -1,1")
+
+
+def check_dest(dest: Store, overwrite: bool) -> None:
+    """Check that a checkpoint folder is free, or was written by an import.
+
+    Raises:
+        ConfigError: when the folder has files of a checkpoint that was not imported.
+    """
+    if dest.local and Path(dest.full("")).is_file():
+        raise ConfigError(f"dest {dest.url}: is a file. Give a folder for the checkpoint")
+    if overwrite or not any(dest.exists(name) for name in (checkpoints.WEIGHTS, checkpoints.CARD)):
+        return
+    try:
+        is_own = checkpoints.read_card(dest.url, dest.config.options_for(dest.url)).origin is not None
+    except CheckpointError:
+        # An import that was killed between its two files has left weights with its metadata.
+        is_own = not dest.exists(checkpoints.CARD) and METADATA in read_metadata(dest)
+    if not is_own:
+        raise ConfigError(
+            f"dest {dest.url}: contains a checkpoint that `imagemill models import` did not write. Choose another folder, "
+            "or pass --overwrite"
+        )
+
+
+def read_metadata(dest: Store) -> dict[str, str]:
+    """Return the metadata in the header of weights.safetensors; an empty dictionary if the file is damaged."""
+    try:
+        length = int.from_bytes(dest.read_range(checkpoints.WEIGHTS, 0, 8), "little")
+        header = json.loads(dest.read_range(checkpoints.WEIGHTS, 8, min(length, MAX_HEADER)))
+    except store_failures(ValueError):
+        return {}
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def recognise(request: ImportRequest, source: Source) -> Recognised:
+    """Find out which network the source holds, and measure it.
+
+    Raises:
+        ConfigError: when the network cannot be used for the task.
+        CheckpointError: when the network is unknown or unusable.
+    """
+    try:
+        if request.architecture:
+            if source.config is not None:
+                raise ConfigError(f"source {request.source}: --architecture needs a file with weights, not a folder")
+            found = python_route.recognise(
+                request.architecture, request.arguments, source.tensors, request.input_range, request.task
+            )
+        elif source.config is not None:
+            found = diffusers_route.recognise(source.config, source.tensors)
+        else:
+            found = spandrel_route.recognise(source.tensors)
+    except CheckpointError as e:
+        raise CheckpointError(f"source {request.source}: {e}") from None
+    if request.task and request.task not in found.tasks:
+        kind = "latents" if found.contract.latent else f"images of {found.contract.scale} times the size"
+        raise ConfigError(
+            f"--task {request.task}: {found.architecture} makes {kind}, so it cannot do this task. "
+            f"Valid: {', '.join(found.tasks)}"
+        )
+    return found
+
+
+def build_checkpoint(request: ImportRequest, found: Recognised, source: Source) -> tuple[Card, bytes]:
+    """Return the card and the content of weights.safetensors.
+
+    The header of the weights holds the architecture and the contract, so that the digest of a checkpoint, by which rows are
+    known, covers all that changes pixels. Figures that depend on the machine of the import are left out.
+    """
+    contract = found.contract.model_dump(mode="json", exclude={"dtypes", "bytes_per_pixel"})
+    network = {
+        "route": found.route,
+        "architecture": found.architecture,
+        "parameters": found.parameters,
+        "contract": contract,
+        "code_sha256": found.code_sha256,
+    }
+    metadata = {METADATA: json.dumps(network, sort_keys=True)}
+    weights = safetensors.torch.save(without_shared_memory(found.tensors), metadata)
+    card = Card(
+        name=request.name or request.dest.rstrip("/").rpartition("/")[2],
+        task=request.task or found.tasks[0],
+        route=found.route,
+        architecture=found.architecture,
+        parameters=found.parameters,
+        contract=found.contract,
+        code_sha256=found.code_sha256,
+        origin=Origin(library=found.library, files=source.files, dtypes=dtypes_of(found.tensors)),
+        sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    return card, weights
+
+
+def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share their memory with an earlier one, which the safetensors format does not allow."""
+    result: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.contiguous().clone() if address in storages else tensor.contiguous()
+        storages.add(address)
+    return result
+
+
+def dtypes_of(tensors: dict[str, Tensor]) -> list[str]:
+    """Return the number formats of weights, the most frequent first."""
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    return [name for name, _ in counts.most_common()]
+
+
+def try_checkpoint(card: Card, weights: bytes, found: Recognised) -> Trial:
+    """Build the network of a checkpoint as runs do, and process one image.
+
+    Raises:
+        CheckpointError: when the network fails, or its result shows that the network was taken for another one.
+    """
+    trial = try_network(checkpoints.build(card, weights), found.contract)
+    if found.must_resemble_input and trial.correlation < MIN_CORRELATION:
+        raise CheckpointError(
+            f"{found.library} takes the weights for {found.architecture}, but the result for an image does not resemble the "
+            f"image ({trial.describe()}). {OTHER_ARCHITECTURE}"
+        )
+    return trial
+
+
+def describe(card: Card, found: Recognised, trial: Trial) -> list[tuple[str, str]]:
+    """Return what was recognised, as lines of a name and a value."""
+    contract = found.contract
+    parameters = sum(tensor.numel() for tensor in found.tensors.values())
+    facts = [
+        ("recognised", f"{found.architecture} ({found.library})"),
+        ("name", card.name),
+        ("task", f"{card.task} (possible: {', '.join(found.tasks)})" if len(found.tasks) > 1 else card.task),
+        ("weights", f"{parameters:,} values, {', '.join(dtypes_of(found.tensors))}"),
+        *contract_facts(contract),
+        ("one image", trial.describe()),
+        ("sha256", card.sha256),
+    ]
+    return facts

@@ -1,0 +1,161 @@
+"""Small models as users have them: folders of diffusers, files that spandrel recognises, classes with a state dict."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
+TINY_CODER = {
+    "encoder_block_out_channels": (8, 8),
+    "decoder_block_out_channels": (8, 8),
+    "num_encoder_blocks": (1, 1),
+    "num_decoder_blocks": (1, 1),
+}
+DC = {
+    "encoder_block_out_channels": (8, 16),
+    "decoder_block_out_channels": (8, 16),
+    "encoder_layers_per_block": (1, 1),
+    "decoder_layers_per_block": (1, 1),
+    "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+    "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
+    "encoder_qkv_multiscales": ((), (5,)),
+    "decoder_qkv_multiscales": ((), (5,)),
+    "latent_channels": 4,
+    "attention_head_dim": 8,
+}
+AUTOENCODERS: dict[str, dict[str, Any]] = {"AutoencoderKL": KL, "AutoencoderTiny": TINY_CODER, "AutoencoderDC": DC}
+NETS = '''
+"""Networks of a user."""
+
+import torch
+from torch import nn
+
+from my_package.blocks import conv
+
+
+class TinyDenoiser(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(conv(3, width), nn.ReLU(), conv(width, 3))
+
+    def forward(self, x, sigma):
+        return x - sigma.view(-1, 1, 1, 1) * self.inner(x)
+
+
+class Doubler(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv(1, 4)
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(x.expand(-1, 4, -1, -1) + 0.01 * self.inner(x), 2)
+
+
+class Coder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 6, 4, stride=4), nn.ConvTranspose2d(6, 3, 4, stride=4)
+
+    def encode(self, x):
+        return self.down(x)
+
+    def decode(self, z):
+        return self.up(z)
+
+
+class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv(3, 3)
+
+    def forward(self, x, mask):
+        return self.inner(x)
+
+
+class Shrinker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 2, stride=2)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv(3, 3)
+
+    def forward(self, x):
+        raise KeyError("missing")
+
+
+def not_a_class():
+    raise AssertionError("called")
+'''
+BLOCKS = '''
+"""A module that the networks import."""
+
+from torch import nn
+
+
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+'''
+
+
+def save_autoencoder(folder: Path, name: str, **options: Any) -> Any:
+    """Save an autoencoder of diffusers with random weights, and return it."""
+    import diffusers
+
+    torch.manual_seed(0)
+    network = getattr(diffusers, name)(**AUTOENCODERS[name]).eval()
+    network.save_pretrained(folder, **options)
+    return network
+
+
+def build_dncnn() -> nn.Module:
+    """Return a DnCNN for gray images with random weights, which removes hardly any noise."""
+    from spandrel.architectures.DnCNN import DnCNN
+
+    torch.manual_seed(0)
+    return DnCNN(in_nc=1, out_nc=1, nc=8, nb=9, act_mode="R").eval()
+
+
+def build_ffdnet(planes: int) -> dict[str, Tensor]:
+    """Return random weights in the shapes of FFDNet, which works on images at half of their size."""
+    torch.manual_seed(0)
+    widths = [4 * planes + (1 if planes == 1 else 3), *[16] * 14, 4 * planes]
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+    return {f"model.{name}": value for name, value in nn.Sequential(*layers[:-1]).state_dict().items()}
+
+
+def write_package(folder: Path) -> Path:
+    """Write the package my_package with the networks of a user, and return the folder."""
+    package = folder / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text(NETS)
+    (package / "blocks.py").write_text(BLOCKS)
+    return folder
+
+
+def weights_of(folder: Path, name: str, **arguments: Any) -> dict[str, Tensor]:
+    """Return random weights of a class in `NETS`."""
+    from imagemill.models.code_permission import code_permitted
+    from imagemill.models.routes.python_route import import_class
+
+    torch.manual_seed(0)
+    with code_permitted(str(folder)):
+        return import_class(f"my_package.nets:{name}")(**arguments).state_dict()
