@@ -13,7 +13,7 @@ from imagemill.jobs.outputs import check_output
 from imagemill.models.latents import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.exports import open_snapshot
+from imagemill.pipeline.output.exports import check_decodable, open_snapshot
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS, image_size, iterate_latent_rows
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, LatentCoders, check_latents, read_code
@@ -72,6 +72,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
     """
     check_output(output, allow_export=True)
     state = open_snapshot(output, where=where)
+    check_decodable(output)
     if len(state) or not where:
         check_latents(state)
     sources = [rel_path for table in state.tables(["rel_path"]) for rel_path in table["rel_path"].to_pylist()]
@@ -99,7 +100,8 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
     tables = state.tables(columns)
     batches = (t.slice(start, DECODED_AT_ONCE) for t in tables for start in range(0, len(t), DECODED_AT_ONCE))
     started = announced = 0
-    with ThreadPoolExecutor() as pool, files:
+    # The threads end before the record closes, so that it has every file, also after an error.
+    with files, ThreadPoolExecutor() as pool:
         for batch in with_progress("decode", batches, len(state), len):
             if started + len(batch) > announced:
                 files.announce(names[started : started + ANNOUNCED_AT_ONCE])

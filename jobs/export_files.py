@@ -22,7 +22,7 @@ from imagemill.models.contract import LatentContract
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.exports import MANIFEST
 from imagemill.pipeline.output.file_record import FileRecord
-from imagemill.pipeline.output.latent_symbols import upright_size
+from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS, image_size, upright_size
 from imagemill.pipeline.output.latent_values import latent_batches
 from imagemill.pipeline.output.name_clashes import fold_name
 from imagemill.pipeline.output.output_names import fallback_name, is_storable
@@ -33,7 +33,7 @@ from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
-COLUMNS = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation"]
+COLUMNS = ["image_id", "rel_path", *SIZE_COLUMNS]
 GROUP_FILES, GROUP_VALUES = 4096, 16_000_000
 """Files that are announced and written together, and the number of their values."""
 Row = dict[str, Any]
@@ -141,7 +141,8 @@ class LatentFiles:
         files = FileRecord(self.dest, self.overwrite)
         files.check([*names, MANIFEST])
         problems: list[str] = []
-        with ThreadPoolExecutor() as pool, files:
+        # The threads end before the record closes, so that it has every file, also after an error.
+        with files, ThreadPoolExecutor() as pool:
             # Written first, so that an export of other values does not add to an unfinished one.
             write_manifest(files, {**describe(0, []), "rows": None})
             for group in self.groups(state, problems):
@@ -171,25 +172,10 @@ class LatentFiles:
         arrays = {
             "latents": np.ascontiguousarray(latent),
             "original_size": np.array([width, height]),
-            "crop_ltrb": np.array(self.crop_box(latent.shape, width, height)),
+            "crop_ltrb": np.array(fit_box(width, height, *image_size(row)[::-1])),
         }
         about = {"image_id": row["image_id"], "rel_path": row["rel_path"], "about": json.dumps(self.about)}
         return FILE_FORMATS[self.file_format]({f"{name}{suffix}": array for name, array in arrays.items()}, about)
-
-    def crop_box(self, shape: tuple[int, ...], width: int, height: int) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom of an image in the encoded image, like sd-scripts.
-
-        Args:
-            shape: of the latent, (C,h,w).
-            width: of the image before it was resized.
-            height: of the image before it was resized.
-        """
-        if self.latent is None:
-            return 0, 0, width, height
-        bucket_width, bucket_height = shape[2] * self.latent.factor, shape[1] * self.latent.factor
-        scale = min(bucket_width / width, bucket_height / height)
-        left, top = (bucket_width - width * scale) // 2, (bucket_height - height * scale) // 2
-        return int(left), int(top), int(left + width * scale), int(top + height * scale)
 
     def choose_names(self, state: Snapshot) -> Callable[[Row], str]:
         """Return the function that gives the name of a row's file.
@@ -218,6 +204,20 @@ class LatentFiles:
 def stem_of(rel_path: str) -> str:
     """Return the path of an image without its extension."""
     return rel_path.rpartition(".")[0] if is_image_name(rel_path) else rel_path
+
+
+def fit_box(width: int, height: int, bucket_width: int, bucket_height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of an image that is scaled to fit into a bucket, as sd-scripts computes crop_ltrb.
+
+    Args:
+        width: of the image before it was resized.
+        height: of the image before it was resized.
+        bucket_width: of the image that was encoded.
+        bucket_height: of the image that was encoded.
+    """
+    scale = min(bucket_width / width, bucket_height / height)
+    left, top = (bucket_width - width * scale) // 2, (bucket_height - height * scale) // 2
+    return int(left), int(top), int(left + width * scale), int(top + height * scale)
 
 
 def write_manifest(files: FileRecord, content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card, Origin
 from imagemill.models.errors import CheckpointError
 from imagemill.models.routes import diffusers_route, python_route, spandrel_route
-from imagemill.models.routes.recognised import SAME_SIZE_TASKS, Recognised
+from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
 from imagemill.models.tasks import TASKS
@@ -91,7 +91,7 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
 
 def check_options(request: ImportRequest) -> None:
     """Raise ConfigError for an unknown task, or for options that need --architecture."""
-    tasks = sorted({*TASKS, *SAME_SIZE_TASKS})
+    tasks = sorted(TASKS)
     if request.task is not None and request.task not in tasks:
         raise ConfigError(f"--task {request.task}: unknown. Valid: {', '.join(tasks)}")
     given = {

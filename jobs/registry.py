@@ -13,7 +13,7 @@ from imagemill.jobs.console import format_figure, number, print_facts, print_jso
 from imagemill.jobs.importing.contract_facts import contract_facts
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
@@ -172,7 +172,7 @@ def describe_values(values: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
 
 
-def measure_layers(model: Autoencoder) -> tuple[list[Row], int]:
+def measure_layers(model: Network) -> tuple[list[Row], int]:
     """Run a model on one example input.
 
     Returns:

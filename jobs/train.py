@@ -39,7 +39,7 @@ from imagemill.jobs.training.states import (
 )
 from imagemill.jobs.training.worker import Diverged, WorkerTask, train_worker
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
@@ -274,7 +274,7 @@ def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterat
 
 
 def export_checkpoint(
-    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[EpochFigures], init: str | None
+    config: TrainConfig, inputs: list[Input], run: Store, model: Network, history: list[EpochFigures], init: str | None
 ) -> Card:
     """Write the averaged weights of the best epoch as a checkpoint folder, and curves.png.
 

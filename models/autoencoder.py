@@ -34,6 +34,11 @@ class Network(nn.Module):
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16")
     example: tuple[int, int, int] = (3, 256, 256)
 
+    @property
+    def output_stride(self) -> int:
+        """Height and width of outputs, and of the clean images for training, are multiples of this (pixels)."""
+        return self.stride * self.scale
+
 
 class Autoencoder(Network, ABC):
     """A network that maps images to a code and back."""
@@ -49,11 +54,6 @@ class Autoencoder(Network, ABC):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return `decode(encode(x))`."""
         return self.decode(self.encode(x_BCHW))
-
-    @property
-    def output_stride(self) -> int:
-        """Height and width of outputs, and of the clean images for training, are multiples of this (pixels)."""
-        return self.stride * self.scale
 
 
 class LatentCoder(Autoencoder):

@@ -57,6 +57,67 @@ def apply_tiled(
     return assemble_in_place(results, x, tile, halo) if in_place else assemble(results, x, scale, stride)
 
 
+def apply_blended(
+    fn: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    overlap: int,
+    scale: int,
+    multiple: int,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Compute fn(x) in tiles that overlap, and blend them linearly where they overlap, so that no edge of a tile is visible.
+
+    For a function whose outputs depend on inputs at any distance. The tiles depend on the size of x alone, never on memory.
+
+    Args:
+        fn: a function of (B,C,h,w) that returns floats (B,C',scale·h,scale·w).
+        x: (B,C,H,W).
+        tile: side of the largest tile with its overlap, in input pixels; at least twice `overlap`.
+        overlap: pixels that neighbours share.
+        scale: output size divided by input size.
+        multiple: tiles begin at multiples of it; `tile` and `overlap` are multiples of it.
+        finish: converts finished rows, such as `float_to_bytes`, so that few rows are floats at once.
+    """
+    h, w = x.shape[2:]
+    out: Tensor | None = None
+    waiting: Tensor | None = None
+    for top, bottom in overlapping_slices(h, tile, overlap, multiple):
+        band: Tensor | None = None
+        for left, right in overlapping_slices(w, tile, overlap, multiple):
+            part = fn(x[:, :, top:bottom, left:right])
+            band = part if band is None else blend(band, part, scale * overlap, 3)
+        rows = require_value(band, "a tile")
+        if waiting is not None:
+            rows = blend(waiting, rows, scale * overlap, 2)
+        # The next row of tiles overlaps the last rows.
+        waiting = None if bottom == h else rows[:, :, -scale * overlap :]
+        finished = finish(rows)
+        if out is None:
+            size = (*finished.shape[:2], scale * h, scale * w)
+            out = torch.empty(size, dtype=finished.dtype, device=finished.device, memory_format=torch.channels_last)
+        out[:, :, scale * top : scale * bottom] = finished
+    return require_value(out, "a row of tiles")
+
+
+def overlapping_slices(length: int, tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
+    """Return the starts and ends of tiles of about equal length, of which no three overlap."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    step = -(-(length - overlap) // (count * multiple)) * multiple
+    return [(start, min(start + step + overlap, length)) for start in range(0, length - overlap, step)]
+
+
+def blend(a: Tensor, b: Tensor, shared: int, axis: int) -> Tensor:
+    """Join two neighbours along an axis, of which the last `shared` values of a are at the place of the first ones of b."""
+    ramp = (torch.arange(shared, device=a.device, dtype=a.dtype) + 0.5) / shared
+    ramp = ramp.view(-1, *[1] * (a.ndim - 1 - axis))
+    before, end = a.split([a.shape[axis] - shared, shared], axis)
+    start, after = b.split([shared, b.shape[axis] - shared], axis)
+    return torch.cat([before, torch.lerp(end, start, ramp), after], axis)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that torch, a library below torch, or Python lacks memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

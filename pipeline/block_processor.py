@@ -40,6 +40,7 @@ from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.watchdog import Step, Watchdog
 from imagemill.pipeline.worker_job import WorkerJob
+from imagemill.pipeline.worker_memory import model_memory
 
 log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
@@ -70,8 +71,9 @@ class BlockProcessor:
         elif job.gpus < 1:
             # torch keeps freed memory. Without a limit, workers that share the GPU would run out of memory.
             torch.cuda.set_per_process_memory_fraction(job.gpus)
-        self.precision = Precision(device, select_dtype(device, job.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
+        memory = model_memory(device, job.workers, job.torch_threads, job.gpus)
+        self.precision = Precision(device, select_dtype(device, job.dtype, model.dtypes), memory)
         self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)

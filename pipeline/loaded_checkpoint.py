@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.autoencoder import Autoencoder, LatentCoder
+from imagemill.models.autoencoder import LatentCoder, Network
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
 from imagemill.models.latents import decode_latent
@@ -30,6 +30,7 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.precision import Precision, select_dtype
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.card_checks import check_card, check_dtype, tasks_for
 from imagemill.models.tasks.task import Output, Params, Sample, SampleError
 from imagemill.models.type_checks import require_type, require_value
 from imagemill.pipeline.config import validate
@@ -37,6 +38,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.worker_memory import model_memory
 
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
 StyleImage = str | np.ndarray | Image.Image
@@ -108,16 +110,18 @@ class LoadedCheckpoint:
         storage: StorageConfig = StorageConfig(),
         threads: int = 1,
     ) -> None:
-        if card.task not in TASKS:
+        [task_name, *_] = tasks_for(card)
+        if task_name not in TASKS:
             raise CheckpointError(
                 f"checkpoint {card.name}: task {card.task} is only a start for training. Tasks that process images: "
                 f"{', '.join(TASKS)}"
             )
         self.card, self.storage, self.threads = card, storage, threads
-        self.task, self.objective = TASKS[card.task], TASK_OBJECTIVES[card.task]
+        self.task, self.objective = TASKS[task_name], TASK_OBJECTIVES[task_name]
+        check_dtype(card.name, card, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = Precision(device, select_dtype(device, dtype))
-        self.model: Autoencoder = checkpoints.load_model(card, weights, device)
+        self.model: Network = checkpoints.load_model(card, weights, device)
+        self.precision = Precision(device, select_dtype(device, dtype, self.model.dtypes), model_memory(device))
 
     @classmethod
     def load(
@@ -139,7 +143,7 @@ class LoadedCheckpoint:
 
     def __repr__(self) -> str:
         device, dtype = self.precision.device, str(self.precision.dtype).removeprefix("torch.")
-        return f"LoadedCheckpoint({self.card.name!r}, task={self.card.task!r}, device={device!r}, dtype={dtype!r})"
+        return f"LoadedCheckpoint({self.card.name!r}, task={self.task.name!r}, device={device!r}, dtype={dtype!r})"
 
     @property
     def scale(self) -> int:
@@ -155,7 +159,7 @@ class LoadedCheckpoint:
         seed: int = 0,
         **params: Any,
     ) -> AnyImage:
-        """Process one image: denoise, inpaint, colorize, stylize or enlarge it; `compress` encodes and decodes it.
+        """Process one image: denoise, restore, inpaint, colorize, stylize or enlarge it; `compress` encodes and decodes it.
 
         Args:
             image: (H,W), (H,W,3) or (H,W,4) uint8, or a PIL image of 8 bits a channel, as it is stored: call
@@ -233,6 +237,7 @@ class LoadedCheckpoint:
 
     def _predict(self, sample: Sample, params: Params, styles: list[np.ndarray]) -> Output:
         with torch_threads(self.threads):
+            check_card(self.card.name, self.card, self.task, params)
             self.objective.check(self.model, params)
             model = self.objective.prepare(self.model, params, styles, self.precision.device)
             try:

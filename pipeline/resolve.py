@@ -9,7 +9,9 @@ from typing import Any
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card
 from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.card_checks import check_card, check_dtype
 from imagemill.models.tasks.task import Params, Task
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import LOSSY_FORMATS
@@ -61,12 +63,10 @@ def resolve(config: RunConfig) -> ResolvedRun:
         StorageError: when the input does not exist or cannot be read.
     """
     task, params = resolve_task(config)
-    name = config.checkpoint or task.default_checkpoint
+    name = require_value(config.checkpoint or task.default_checkpoint, "the checkpoint")
     card, weights = checkpoints.read(name, config.storage.options_for(name))
-    if card.task != task.name:
-        raise ConfigError(
-            f"checkpoint {name}: made for the task {card.task}, not {task.name}. `imagemill models` lists the checkpoints"
-        )
+    check_card(name, card, task, params)
+    check_dtype(name, card, config.pool.dtype)
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
@@ -94,6 +94,11 @@ def resolve_task(config: RunConfig) -> tuple[Task, Params]:
     for key in ("input", "output"):
         if not getattr(config, key):
             raise ConfigError(f"{key}: missing. Give a folder or s3://bucket/prefix")
+    if not (config.checkpoint or task.default_checkpoint):
+        raise ConfigError(
+            f"checkpoint: missing. {task.name} has no bundled checkpoint. Give the folder of one, which `imagemill models "
+            "import` writes"
+        )
     params = validate(task.Params, config.params, task.name, ("params",))
     check_image(config, task)
     return task, params

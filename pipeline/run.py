@@ -28,7 +28,7 @@ from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import import_pages, write_run_report
-from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
+from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, resolve_task, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.signals import delay_signals
@@ -93,6 +93,8 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         TooManyRejects: when more images were rejected than max_reject_fraction allows. All rows are committed.
         VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
+    # What is wrong with the config alone is reported before any process starts.
+    resolve_task(config)
     engine, reason_for_engine = select_engine(config)
     engine.start()
     resolved = resolve(config)

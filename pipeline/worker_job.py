@@ -41,6 +41,8 @@ class WorkerJob:
     """Threads of torch if the model runs on the CPU."""
     dtype: str | None
     """float32, bfloat16 or float16; None chooses by the hardware."""
+    workers: int = 1
+    """Workers of the run, which share the memory of their machine."""
     accept_damaged: bool = False
     """Whether a partly damaged image becomes a row instead of a reject."""
     image_timeout_s: float = 600

@@ -25,6 +25,8 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import pad_to_stride, to_uint8_images
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.precision import Precision
+from imagemill.models.tasks.denoise import DenoiseParams
+from imagemill.pipeline.config import validate
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import encode_image
 from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
@@ -45,10 +47,16 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
     """Measure PSNR and SSIM of noisy and denoised images, with the estimated ("blind") and the true level ("given").
 
     "files": noisy copies are clipped and rounded to 8 bits, and the pipeline processes them. "float": the noise is neither
-    clipped nor rounded, and the network processes it directly. All results are rounded to 8 bits.
+    clipped nor rounded, and the network processes it directly. All results are rounded to 8 bits. An imported network
+    estimates no level: it is measured with the given level if it takes one, otherwise blind.
     """
-    job = check_config(config, "sigma")
-    model = checkpoints.build(job.card, job.weights)
+    # An imported network may take no level, so the list `at` only says how much noise is added.
+    job = check_config(config.model_copy(update={"at": []}), "sigma")
+    for sigma in config.at:
+        validate(DenoiseParams, {"sigma": sigma}, "at")
+    contract = job.card.contract
+    labels = ["blind", "given"] if contract is None else ["given" if contract.noise_level else "blind"]
+    first, model = labels[0], checkpoints.build(job.card, job.weights)
     originals = read_images(str(config.input), config.storage)
     sigmas = config.at or SIGMAS
     lines, rows = [], []
@@ -61,14 +69,15 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
                     f"{name}.png", encode_image(image.convert("L") if originals[name].is_gray else image, "PNG")
                 )
             results = {}
-            for label, params in (("blind", {}), ("given", {"sigma": sigma})):
-                with run_pipeline(config, params, folder) as (output, _):
+            for label in labels:
+                with run_pipeline(config, {"sigma": sigma} if label == "given" else {}, folder) as (output, _):
                     results[label] = {name.removesuffix(".png"): rgb for name, rgb in read_outputs(output).items()}
         line: TableRow = {"sigma": sigma, "noisy dB": 0.0, "noisy SSIM": 0.0}
-        for label, images in (("noisy", noisy), ("files blind", results["blind"]), ("files given", results["given"])):
+        for label, images in [("noisy", noisy), *((f"files {label}", results[label]) for label in labels)]:
             line[f"{label} dB"] = mean([psnr_db(images[n], p.rgb) for n, p in originals.items()])
             line[f"{label} SSIM"] = mean([ssim(images[n], p.rgb) for n, p in originals.items()])
-        for label, level in (("blind", None), ("given", sigma)):
+        for label in labels:
+            level = sigma if label == "given" else None
             line[f"float {label} dB"] = mean(
                 [psnr_db(denoise_float(model, n, p, sigma, level), p.rgb) for n, p in originals.items()]
             )
@@ -76,7 +85,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         rows += [
             [
                 Tile(noisy[n], f"sigma {sigma:g}: {psnr_db(noisy[n], originals[n].rgb):.2f} dB"),
-                Tile(results["blind"][n], f"{psnr_db(results['blind'][n], originals[n].rgb):.2f} dB"),
+                Tile(results[first][n], f"{psnr_db(results[first][n], originals[n].rgb):.2f} dB"),
                 Tile(originals[n].rgb, n),
             ]
             for n in pick_evenly(list(originals), 2)
@@ -86,8 +95,8 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
     return Evaluation(
         len(originals),
         {"PSNR and SSIM, means over the images": lines},
-        [Measured(config.weights, f"{middle['files blind dB']:.2f} dB at sigma {middle['sigma']:g}, blind", lines)],
-        draw_contact_sheet(["noisy", "denoised, blind", "original"], rows),
+        [Measured(config.weights, f"{middle[f'files {first} dB']:.2f} dB at sigma {middle['sigma']:g}, {first}", lines)],
+        draw_contact_sheet(["noisy", f"denoised, {first}", "original"], rows),
         [
             f"gray, with one plane of noise each: {gray} of {number(len(originals), 'image')}",
             "files: noise clipped and rounded to 8 bits, processed by a run; float: neither, processed by the network",

@@ -14,6 +14,7 @@ from imagemill.jobs.console import number
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
@@ -59,7 +60,7 @@ class EvaluateConfig(Strict):
     @property
     def weights(self) -> str:
         """The checkpoint to evaluate: a bundled name, folder or URL."""
-        return self.checkpoint or TASKS[self.task].default_checkpoint
+        return require_value(self.checkpoint or TASKS[self.task].default_checkpoint, "checkpoint")
 
 
 TableRow = dict[str, Any]

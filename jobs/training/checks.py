@@ -7,7 +7,7 @@ from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.states import STATES_FOLDER, stored_init_digest
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import ConfigError
@@ -16,7 +16,7 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
 
-def build_trainable_model(config: TrainConfig) -> Autoencoder:
+def build_trainable_model(config: TrainConfig) -> Network:
     """Build the model of a config and try one step on a black crop.
 
     Raises:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from imagemill.jobs.training.states import EpochFigures
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch, to_uint8_images
 from imagemill.models.objectives.objective import Objective
 
@@ -18,7 +18,7 @@ CURVES = "curves.png"
 PREVIEWS = 4
 
 
-def make_previews(objective: Objective, model: Autoencoder, crops: list[np.ndarray]) -> list[list[tuple[str, Any]]]:
+def make_previews(objective: Objective, model: Network, crops: list[np.ndarray]) -> list[list[tuple[str, Any]]]:
     """Return a row (title, image uint8) of input, output and original for each of the first crops (h,w,3) uint8."""
     generator = torch.Generator().manual_seed(0)
     rows = []

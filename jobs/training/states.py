@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.storage import Store
@@ -37,14 +37,14 @@ EpochFigures = dict[str, Any]
 class State:
     """A model, its average that is exported, the state of AdamW, and the progress of the training."""
 
-    model: Autoencoder
+    model: Network
     average: AveragedModel
     optimizer: torch.optim.AdamW
     step: int = 0
     history: list[EpochFigures] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, model: Autoencoder, ema_decay: float, weight_decay: float) -> "State":
+    def begin(cls, model: Network, ema_decay: float, weight_decay: float) -> "State":
         """Return the state of a training before its first step."""
         # In evaluation mode, because some architectures change buffers in training mode, such as `peak` of `conv`.
         decay = moving_average(ema_decay, lambda: state.step)

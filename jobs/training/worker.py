@@ -23,7 +23,7 @@ from imagemill.jobs.training.metrics import write_metrics
 from imagemill.jobs.training.states import EpochFigures, State, read_newest_history, read_state, save_state
 from imagemill.jobs.training.step import Step, TaskLoss
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.precision import Precision, fastest_dtype
@@ -207,7 +207,7 @@ class TrainWorker:
 
     def validate(self) -> dict[str, float]:
         """Return the mean figures of the averaged weights on the validation images."""
-        averaged = cast(Autoencoder, self.state.average.module)
+        averaged = cast(Network, self.state.average.module)
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         figures = []
         with torch.inference_mode(), self.device:

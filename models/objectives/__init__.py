@@ -1,4 +1,4 @@
-"""Training objectives by name: all tasks, and objectives that prepare a network for a task.
+"""Objectives by name: what each task does with a network, and what a network is trained for.
 
 A new task needs one file here, one file in models/tasks, and a row in the table of each package.
 """
@@ -9,6 +9,7 @@ from imagemill.models.objectives.denoise import Denoise
 from imagemill.models.objectives.inpaint import Inpaint
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.objectives.perceive import Perceive
+from imagemill.models.objectives.restore import Restore
 from imagemill.models.objectives.stylize import Stylize
 from imagemill.models.objectives.upscale import Upscale
 
@@ -17,8 +18,12 @@ TASK_OBJECTIVES: dict[str, TaskObjective] = {
     "compress": Compress(),
     "denoise": Denoise(),
     "inpaint": Inpaint(),
+    "restore": Restore(),
     "stylize": Stylize(),
     "upscale": Upscale(),
 }
 
-OBJECTIVES: dict[str, Objective] = {**TASK_OBJECTIVES, "perceive": Perceive()}
+OBJECTIVES: dict[str, Objective] = {
+    **{name: objective for name, objective in TASK_OBJECTIVES.items() if isinstance(objective, Objective)},
+    "perceive": Perceive(),
+}

@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from imagemill.models.architectures.chroma import ChromaUNet
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import pad_to_stride, round_to_8_bits
 from imagemill.models.colour import luma_chroma_to_rgb, replace_chroma, rgb_to_luma
 from imagemill.models.losses import psnr_loss
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import limit_pixels, resize
 from imagemill.models.tasks.colorize import ColorizeParams
@@ -25,12 +25,13 @@ ERROR_FLOOR = 1e-4
 """Mean squared error (40 dB) below which the loss hardly falls. Images without colour would dominate it otherwise."""
 
 
-class Colorize(TaskObjective):
+class Colorize(Objective, TaskObjective):
     """Train and apply networks that predict chroma from luma."""
 
     trainable_type = ChromaUNet
+    network_types = (ChromaUNet,)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss in RGB of the true luma with the predicted chroma."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
@@ -42,7 +43,7 @@ class Colorize(TaskObjective):
         loss = 10 * (squared + ERROR_FLOOR).log10().mean()
         return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR, and its gain over the gray image."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
@@ -50,13 +51,13 @@ class Colorize(TaskObjective):
         gray_psnr, psnr = (-float(psnr_loss(round_to_8_bits(x), x_BCHW)) for x in (gray, x_hat))
         return {"psnr_db": psnr, "gain_over_gray_db": psnr - gray_psnr}
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the luma and the colorized images."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
         return luma, luma_chroma_to_rgb(luma, model(luma))
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Predict the chroma of each image; the output has exactly the luma of Pillow's convert("L")."""
         model = require_type(model, ChromaUNet)
         params = require_type(params, ColorizeParams)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.codec import Codec
-from imagemill.models.autoencoder import Autoencoder, LatentCoder
+from imagemill.models.autoencoder import LatentCoder, Network
 from imagemill.models.batches import round_to_8_bits
 from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.models.errors import CheckpointError
 from imagemill.models.latents import decode_latent, encode_images, encode_values, latent_psnr, select_planes
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
 from imagemill.models.metrics import psnr_db
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.tasks.compress import FOR_FLOATS, FOR_SYMBOLS, MAX_STEP, MIN_STEP, CompressParams
@@ -25,12 +25,13 @@ from imagemill.models.type_checks import require_type
 VALIDATION_STEP = 32.0
 
 
-class Compress(TaskObjective):
+class Compress(Objective, TaskObjective):
     """Train and apply networks whose latents are quantised to integers."""
 
     trainable_type = LatentCoder
+    network_types = (LatentCoder, FloatCoder)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute rate and distortion at random steps, or the squared error of a network without a variable rate."""
         model = require_type(model, LatentCoder)
         if not isinstance(model, Codec):
@@ -44,7 +45,7 @@ class Compress(TaskObjective):
         loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure PSNR and squared error, and the rate of a codec, at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
@@ -56,7 +57,7 @@ class Compress(TaskObjective):
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
         return figures
 
-    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
+    def finish(self, model: Network, images: Iterable[Tensor]) -> None:
         """Fit the entropy tables to the symbols of images, each at a random step."""
         model = require_type(model, LatentCoder)
         rng = np.random.default_rng(0)
@@ -69,12 +70,13 @@ class Compress(TaskObjective):
         if latents:
             model.entropy = fit_entropy_model(latents)
 
-    def check(self, model: Autoencoder, params: Any) -> None:
+    def check(self, model: Network, params: Any) -> None:
         """Check that the network makes latents, and that the parameters suit its latents.
 
         Raises:
             CheckpointError: when one of these does not hold.
         """
+        super().check(model, params)
         params = require_type(params, CompressParams)
         if isinstance(model, FloatCoder):
             refuse(params, FOR_SYMBOLS, "the latents of the checkpoint are floats, which are not quantised")
@@ -89,18 +91,14 @@ class Compress(TaskObjective):
                     "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. "
                     "Set plain"
                 )
-        else:
-            raise CheckpointError(
-                "compress needs an autoencoder, and the checkpoint maps images to images. Choose a checkpoint with latents"
-            )
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images as the network takes them, and their reconstruction at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
         return x, encode_decode(model, x, x.new_full((x.shape[0],), VALIDATION_STEP))[0]
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Encode images. Symbols are computed in float32, so that they do not depend on the precision.
 
         Raises:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.unet import UNet
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
 from imagemill.models.losses import gaussian_noise, psnr_loss
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.image_networks import process_images
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
+from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import TILE, apply_tiled, pad_to_size, tile_side
@@ -28,12 +30,13 @@ FILE_SHARE = 0.7
 VALIDATION_SIGMA = 25 / 255
 
 
-class Denoise(TaskObjective):
+class Denoise(Objective, TaskObjective):
     """Train and apply networks that remove noise."""
 
     trainable_type = UNet
+    network_types = (UNet, ImageNetwork)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of the image plus the absolute error of the estimated noise level, in 8-bit levels."""
         model = require_type(model, UNet)
         x = augment_colours(x_BCHW, generator)
@@ -56,7 +59,7 @@ class Denoise(TaskObjective):
         level_loss = (estimate_B - sigma_B).abs().mean() * 255
         return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR without the true level, at sigma 25 of 255; input and output are rounded to 8 bits."""
         model = require_type(model, UNet)
         sigma_B = torch.full((x_BCHW.shape[0],), VALIDATION_SIGMA)
@@ -68,16 +71,24 @@ class Denoise(TaskObjective):
             "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
         }
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images with noise of sigma 25 of 255, and the denoised images at the estimated level."""
         model = require_type(model, UNet)
         noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), VALIDATION_SIGMA), generator)
         return noisy, model(noisy, model.noise_level(noisy))
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Denoise images at `params.sigma`, or at the level that is estimated for each image."""
-        model = require_type(model, UNet)
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Denoise images at `params.sigma`, or at the level that is estimated for each image.
+
+        An imported network that takes a level estimates none, and gets DEFAULT_SIGMA without `params.sigma`.
+        """
         params = require_type(params, DenoiseParams)
+        if isinstance(model, ImageNetwork):
+            sigma = DEFAULT_SIGMA if params.sigma is None else params.sigma / 255
+            results = process_images(model, [sample.rgb for sample in samples], params.tile, precision, sigma)
+            level = sigma * 255 if model.takes_noise_level else None
+            return [Output(image, columns={"sigma": level}) for image in results]
+        model = require_type(model, UNet)
         images = [sample.rgb for sample in samples]
         # Large images stay uint8; each tile is converted to float by itself.
         x = to_uint8_batch(images, model.stride, precision.device)

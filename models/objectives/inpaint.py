@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.masked import MaskedUNet, push_pull
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import round_to_8_bits, to_float_batch, to_uint8_images
 from imagemill.models.damage import drop_blocks, drop_pixels, drop_strokes
 from imagemill.models.losses import psnr_loss
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.inpaint import InpaintParams
 from imagemill.models.tasks.task import Output, Sample, SampleError
@@ -25,12 +25,13 @@ PLANE_SHARE, BLOCK_SHARE, STROKE_SHARE = 0.1, 0.2, 0.1
 VALIDATION_SHARE = 0.5
 
 
-class Inpaint(TaskObjective):
+class Inpaint(Objective, TaskObjective):
     """Train and apply networks that fill missing pixels."""
 
     trainable_type = MaskedUNet
+    network_types = (MaskedUNet,)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of the images, whose known pixels are copied from the source."""
         model = require_type(model, MaskedUNet)
         batch, _, h, w = x_BCHW.shape
@@ -39,7 +40,7 @@ class Inpaint(TaskObjective):
         loss = psnr_loss(restored, x_BCHW)
         return {"loss": loss, "psnr_db": -loss.detach()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR with half of the pixels lost, and with 15 % of the area lost in squares of 16 pixels."""
         model = require_type(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
@@ -52,14 +53,14 @@ class Inpaint(TaskObjective):
             figures[f"psnr_{name}_db"] = -float(psnr_loss(round_to_8_bits(restored), x_BCHW))
         return {"psnr_db": sum(figures.values()) / len(figures), **figures}
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images that lost 15 % of their area in squares of 16 pixels, and the filled images."""
         model = require_type(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         known = drop_blocks(h, w, 0.15, 16, generator).to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW)
         return x_BCHW * known, inpaint_unknown(model, x_BCHW, known)
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Fill each image; known pixels are copied from the source, so that they stay bit-identical."""
         model = require_type(model, MaskedUNet)
         params = require_type(params, InpaintParams)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
+from imagemill.models.errors import CheckpointError
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Sample
 
@@ -20,13 +21,13 @@ class Objective(ABC):
         trainable_type: the architecture, or the base class of the architectures, that can be trained for it.
     """
 
-    trainable_type: ClassVar[type[Autoencoder]]
+    trainable_type: ClassVar[type[Network]]
 
-    def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - most objectives train all weights
+    def freeze(self, model: Network) -> None:  # noqa: B027 - most objectives train all weights
         """Set `requires_grad` to False for weights that are not trained; by default all weights are trained."""
 
     @abstractmethod
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss of one training step.
 
         Args:
@@ -39,32 +40,44 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure clean held-out images (B,3,H,W) float in [0,1].
 
         Returns:
             Figures with "psnr_db". The best epoch is the one with the lowest "loss" if there is one, else the highest PSNR.
         """
 
-    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - most objectives fit nothing
+    def finish(self, model: Network, images: Iterable[Tensor]) -> None:  # noqa: B027 - most objectives fit nothing
         """Fit tables that need the final weights, on training images (1,3,H,W) float in [0,1]; by default nothing."""
 
     @abstractmethod
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the network's input for clean images (B,3,H,W), and its output, both in [0,1]; one plane is gray."""
 
 
-class TaskObjective(Objective):
-    """The objective of a task in models/tasks, which also makes the task's outputs."""
+class TaskObjective(ABC):
+    """What a task of models/tasks does with a network. The objective of a task that can be trained is also an `Objective`.
 
-    def check(self, model: Autoencoder, params: Any) -> None:
-        """Check that the network can do what the parameters ask.
+    Attributes:
+        network_types: the classes of networks that the task can use.
+    """
+
+    network_types: ClassVar[tuple[type[Network], ...]]
+
+    def check(self, model: Network, params: Any) -> None:
+        """Check that the network can do what the parameters ask. `tasks.card_checks` checks what the card alone decides.
 
         Raises:
             CheckpointError: when it cannot.
         """
+        if not isinstance(model, self.network_types):
+            names = " or ".join(kind.__name__ for kind in self.network_types)
+            raise CheckpointError(
+                f"{type(self).__name__.lower()} needs a network of the class {names}, not {type(model).__name__}. "
+                "`imagemill models` lists the checkpoints of each task"
+            )
 
-    def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
+    def prepare(self, model: Network, params: Any, style_images: list[np.ndarray], device: str) -> Network:
         """Return the network that `predict` uses; called once for each worker.
 
         Args:
@@ -76,7 +89,7 @@ class TaskObjective(Objective):
         return model
 
     @abstractmethod
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Process images of one padded size.
 
         The pixels of a large sample may be overwritten to save memory.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from imagemill.models.architectures.perceptual import Perceptual
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import Objective
 from imagemill.models.style_statistics import moments
@@ -26,7 +26,7 @@ class Perceive(Objective):
 
     trainable_type = Perceptual
 
-    def freeze(self, model: Autoencoder) -> None:
+    def freeze(self, model: Network) -> None:
         """Freeze the skips and the layers behind the code, because the decoder gets only the last layer of the code."""
         model = require_type(model, Perceptual)
         skips = require_value(model.skips, "the skips of the model")
@@ -34,7 +34,7 @@ class Perceive(Objective):
         for part in (skips, *(model.encoder[name] for name in unused)):
             part.requires_grad_(False)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the reconstruction loss of noisy halves and the contrastive loss between the halves of all crops."""
         model = require_type(model, Perceptual)
         half = x_BCHW.shape[3] // 2 // model.stride * model.stride
@@ -50,12 +50,12 @@ class Perceive(Objective):
             "pair_loss": pair_loss.detach(),
         }
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR of the reconstruction from the last layer of the code."""
         model = require_type(model, Perceptual)
         return {"psnr_db": -float(psnr_loss(model.decode(model.encode(x_BCHW)[-1:]).clamp(0, 1), x_BCHW))}
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images and their reconstruction from the last layer of the code."""
         model = require_type(model, Perceptual)
         return x_BCHW, model.decode(model.encode(x_BCHW)[-1:])

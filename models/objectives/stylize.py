@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.perceptual import Perceptual
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import padded_size, to_float_batch, to_uint8_images
 from imagemill.models.colour import luma_uint8, replace_chroma, rgb_to_chroma
 from imagemill.models.errors import CheckpointError
 from imagemill.models.losses import psnr_loss
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import limit_side
 from imagemill.models.style_statistics import moments
@@ -30,17 +30,18 @@ IDENTITY_SHARE = 0.25
 DEFAULTS = {key: StylizeParams.model_fields[key].default for key in METHOD_PARAMS["gatys"]}
 
 
-class Stylize(TaskObjective):
+class Stylize(Objective, TaskObjective):
     """Train the decoder of a perceptual network, and transfer styles with it."""
 
     trainable_type = Perceptual
+    network_types = (Perceptual,)
 
-    def freeze(self, model: Autoencoder) -> None:
+    def freeze(self, model: Network) -> None:
         """Freeze the encoder, because a measure that is trained along would learn to be satisfied."""
         model = require_type(model, Perceptual)
         model.encoder.requires_grad_(False)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the loss of `gatys` for one pass over each crop in the style of another crop; mean of the logarithm."""
         model = require_type(model, Perceptual)
         identical = int(len(x_BCHW) * IDENTITY_SHARE)
@@ -55,35 +56,35 @@ class Stylize(TaskObjective):
         total = (DEFAULTS["alpha"] * content_B + DEFAULTS["beta"] * style_B).log1p().mean()
         return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the loss of each half in the style of the other half turned over, and the PSNR of a reconstruction."""
         half = max(1, x_BCHW.shape[3] // 2 // model.stride) * model.stride
         pair = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:].flip(2)])
         figures = {name: float(value) for name, value in self.loss(model, pair, generator).items()}
         return {"psnr_db": -float(psnr_loss(model(x_BCHW).clamp(0, 1), x_BCHW)), **figures}
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images, and the images in the style of their right half turned over."""
         model = require_type(model, Perceptual)
         transfer = default_transfer(model, x_BCHW[..., x_BCHW.shape[3] // 2 :].flip(2))
         return x_BCHW, transfer(x_BCHW)
 
-    def check(self, model: Autoencoder, params: Any) -> None:
+    def check(self, model: Network, params: Any) -> None:
         """Check that the network has the layers, and the decoder, that the parameters need.
 
         Raises:
             CheckpointError: when it has not.
         """
+        super().check(model, params)
+        model = require_type(model, Perceptual)
         params = require_type(params, StylizeParams)
-        if not isinstance(model, Perceptual):
-            raise CheckpointError(f"stylize needs a network of the architecture perceptual, not {type(model).__name__}")
         for name in [*(params.style_layers or {}), *([params.content_layer] if params.content_layer else [])]:
             if name not in model.layers:
                 raise CheckpointError(f"layer {name!r}: does not exist in the network. Valid: {', '.join(model.layers)}")
         if params.method == "adain" and model.decoder is None:
             raise CheckpointError("method=adain: needs a network with a trained decoder. Choose method=gatys")
 
-    def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
+    def prepare(self, model: Network, params: Any, style_images: list[np.ndarray], device: str) -> Network:
         """Measure the style images and return the network with their statistics."""
         model = require_type(model, Perceptual)
         params = require_type(params, StylizeParams)
@@ -92,7 +93,7 @@ class Stylize(TaskObjective):
         target = build_style_target(model, styles, params.style_layers or default_style_layers(model), weights)
         return StyleTransfer(model, target, choose_content_layer(model, params.content_layer)).eval()
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Restyle images, which are first reduced to `params.size`; rows of `gatys` contain the losses."""
         model = require_type(model, StyleTransfer)
         params = require_type(params, StylizeParams)

@@ -7,43 +7,50 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.edsr import EDSR
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
 from imagemill.models.losses import psnr_loss
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.image_networks import process_images
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import resize
+from imagemill.models.routes.image_network import ImageNetwork
 from imagemill.models.tasks.task import Output, Sample
+from imagemill.models.tasks.tiled import TiledParams
 from imagemill.models.tiling import apply_tiled, tile_side
 from imagemill.models.type_checks import require_type
 
 
-class Upscale(TaskObjective):
+class Upscale(Objective, TaskObjective):
     """Train and apply networks that enlarge images."""
 
     trainable_type = EDSR
+    network_types = (EDSR, ImageNetwork)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of crops that are reduced and enlarged again."""
         model = require_type(model, EDSR)
         loss = psnr_loss(model(downscale(x_BCHW, model.scale)), x_BCHW)
         return {"loss": loss, "psnr_db": -loss.detach()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR after rounding to 8 bits, and its gain over bicubic interpolation."""
         small = downscale(x_BCHW, model.scale)
         enlarged = model(small), resize(small, list(x_BCHW.shape[2:]), "bicubic")
         psnr, bicubic_psnr = (-float(psnr_loss(round_to_8_bits(x_hat), x_BCHW)) for x_hat in enlarged)
         return {"psnr_db": psnr, "gain_over_bicubic_db": psnr - bicubic_psnr}
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the reduced images and the enlarged ones."""
         small = downscale(x_BCHW, model.scale)
         return small, model(small)
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Enlarge each image (H,W,3) to (scale·H,scale·W,3)."""
         scale, images = model.scale, [sample.rgb for sample in samples]
+        if isinstance(model, ImageNetwork):
+            results = process_images(model, images, require_type(params, TiledParams).tile, precision)
+            return [Output(image, columns={"scale": scale}) for image in results]
         # Large images stay uint8; each tile is converted to float by itself.
         x = to_uint8_batch(images, model.stride, precision.device)
         # The output is larger than the input, so its size decides about the tiles.

@@ -8,8 +8,9 @@ from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.measure import measure_coder
-from imagemill.models.routes.recognised import Recognised, tasks_of
+from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.weights import load_weights
+from imagemill.models.tasks.card_checks import tasks_of
 from imagemill.models.type_checks import require_value
 
 MISSING = "needs the library diffusers. Run: pip install 'imagemill[diffusers]'"

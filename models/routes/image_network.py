@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Network
 from imagemill.models.contract import Contract
+from imagemill.models.tiling import pad_to_size
 
 Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """Calls a module with images (B,channels,H,W) in its own range, and with the noise levels (B,) if it takes them."""
+DEFAULT_SIGMA = 15 / 255
+"""Noise level of values in [0,1] for a network that takes one, when none is given. It is the default of spandrel."""
 
 
 def call_module(module: nn.Module, x_BCHW: Tensor, sigma_B: Tensor | None) -> Tensor:
@@ -21,24 +24,36 @@ def call_module(module: nn.Module, x_BCHW: Tensor, sigma_B: Tensor | None) -> Te
 class ImageNetwork(Network):
     """Map images (B,3,H,W) float in [0,1] to images (B,3,scale·H,scale·W), nominally in [0,1], not clipped.
 
-    A network of one channel processes each colour plane by itself. Of a gray image it processes one plane.
+    Images of any size are padded to one that the module takes, and the output is cropped. A network of one channel processes
+    each colour plane by itself. Of a gray image it processes one plane.
+
+    Attributes:
+        multiple: tiles must begin at multiples of it, in pixels.
+        bytes_per_pixel: memory that one pass needs for each pixel of an input; None if it was not measured.
 
     Args:
         module: the network itself, with its weights.
         contract: how it is called.
         call: calls the module.
+        pads: whether `call` pads its input to the size multiple itself.
     """
 
-    def __init__(self, module: nn.Module, contract: Contract, call: Call = call_module) -> None:
+    def __init__(self, module: nn.Module, contract: Contract, call: Call = call_module, pads: bool = False) -> None:
         super().__init__()
-        self.module, self.call = module, call
+        self.module, self.call, self.pads = module, call, pads
         self.low, high = contract.input_range
         self.span = high - self.low
         self.planes, self.takes_noise_level = contract.channels, contract.noise_level
-        self.stride, self.halo, self.scale = contract.size_multiple, contract.halo, contract.scale
+        self.multiple, self.halo, self.scale = contract.size_multiple, contract.halo, contract.scale
         self.min_side, self.tiling, self.dtypes = contract.min_side, contract.tiling, contract.dtypes
-        side = -(-max(256, contract.min_side) // self.stride) * self.stride
+        self.bytes_per_pixel = contract.bytes_per_pixel
+        side = -(-max(256, contract.min_side) // self.multiple) * self.multiple
         self.example = (3, side, side)
+
+    def padded_side(self, side: int) -> int:
+        """Return the side that the module gets for a side of an image, in pixels."""
+        side = max(side, self.min_side)
+        return side if self.pads else side + -side % self.multiple
 
     def forward(self, x_B3HW: Tensor, sigma_B: Tensor | None = None) -> Tensor:
         """Process images.
@@ -47,7 +62,10 @@ class ImageNetwork(Network):
             x_B3HW: images (B,3,H,W) float in [0,1].
             sigma_B: noise levels (B,) as standard deviations of values in [0,1], for a network that takes them.
         """
-        x = x_B3HW * self.span + self.low if (self.low, self.span) != (0.0, 1.0) else x_B3HW
+        h, w = x_B3HW.shape[2:]
+        x = pad_to_size(x_B3HW, self.padded_side(h), self.padded_side(w))
+        if (self.low, self.span) != (0.0, 1.0):
+            x = x * self.span + self.low
         if self.planes == 3:
             y = self.call(self.module, x, sigma_B)
         else:
@@ -57,4 +75,5 @@ class ImageNetwork(Network):
                 sigma_B = sigma_B.repeat_interleave(3)
             y = self.call(self.module, planes, sigma_B)
             y = y.expand(-1, 3, -1, -1) if gray else y.reshape(-1, 3, *y.shape[2:])
+        y = y[..., : h * self.scale, : w * self.scale]
         return (y - self.low) / self.span if (self.low, self.span) != (0.0, 1.0) else y

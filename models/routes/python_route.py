@@ -19,8 +19,9 @@ from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.image_network import ImageNetwork, call_module
 from imagemill.models.routes.measure import measure_coder, measure_image_network
-from imagemill.models.routes.recognised import Recognised, tasks_of
+from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.weights import load_weights
+from imagemill.models.tasks.card_checks import tasks_of
 from imagemill.models.type_checks import require_value
 
 NOISE_PARAMETERS = ("sigma", "sigmas", "noise", "noise_level", "noise_levels")

@@ -8,9 +8,6 @@ from torch import Tensor
 from imagemill.models.card import Route
 from imagemill.models.contract import Contract
 
-SAME_SIZE_TASKS = ("restore", "denoise")
-"""Tasks of a network that maps images to images of the same size."""
-
 
 @dataclass(frozen=True)
 class Recognised:
@@ -37,10 +34,3 @@ class Recognised:
     parameters: dict[str, Any] = field(default_factory=dict)
     code_sha256: str | None = None
     must_resemble_input: bool = False
-
-
-def tasks_of(contract: Contract) -> tuple[str, ...]:
-    """Return the tasks that a network can be used for, the default first."""
-    if contract.latent:
-        return ("compress",)
-    return SAME_SIZE_TASKS if contract.scale == 1 else ("upscale",)

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError, describe_error
-from imagemill.models.routes.image_network import Call, ImageNetwork
+from imagemill.models.routes.image_network import DEFAULT_SIGMA, Call, ImageNetwork
 from imagemill.models.routes.measure import add_costs, image_run
-from imagemill.models.routes.recognised import Recognised, tasks_of
+from imagemill.models.routes.recognised import Recognised
+from imagemill.models.tasks.card_checks import tasks_of
 from imagemill.models.type_checks import require_value
 
-DEFAULT_SIGMA = 15 / 255
-"""Noise level that spandrel gives to a network that takes one."""
 DENOISERS = ("DnCNN", "DRUNet")
 """Networks whose purpose is to remove Gaussian noise."""
 OTHER_ARCHITECTURE = (
@@ -37,7 +36,7 @@ def build(card: Card, tensors: dict[str, Tensor]) -> ImageNetwork:
     """
     contract = require_value(card.contract, "the contract")
     descriptor = load_descriptor(tensors, card.architecture)
-    return ImageNetwork(descriptor.model, contract, caller(descriptor))
+    return ImageNetwork(descriptor.model, contract, caller(descriptor), pads=True)
 
 
 def recognise(tensors: dict[str, Tensor]) -> Recognised:

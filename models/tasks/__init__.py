@@ -7,6 +7,7 @@ from imagemill.models.tasks.colorize import Colorize
 from imagemill.models.tasks.compress import Compress
 from imagemill.models.tasks.denoise import Denoise
 from imagemill.models.tasks.inpaint import Inpaint
+from imagemill.models.tasks.restore import Restore
 from imagemill.models.tasks.stylize import Stylize
 from imagemill.models.tasks.task import Task
 from imagemill.models.tasks.upscale import Upscale
@@ -16,6 +17,7 @@ TASKS: dict[str, Task] = {
     "compress": Compress(),
     "denoise": Denoise(),
     "inpaint": Inpaint(),
+    "restore": Restore(),
     "stylize": Stylize(),
     "upscale": Upscale(),
 }

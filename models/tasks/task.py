@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from imagemill.models.card import Card
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -83,6 +85,7 @@ class Task:
 
     Attributes:
         summary: what the task does in one imperative sentence, which is the help text of its command.
+        default_checkpoint: the bundled checkpoint that a run uses by default; None if it must name one.
         columns: quality columns of the task and their Python types.
         worst: the quality column to review first, and whether its lowest or highest values are the worst.
         stores_latent: whether the output is a latent instead of an image.
@@ -94,7 +97,7 @@ class Task:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    default_checkpoint: ClassVar[str]
+    default_checkpoint: ClassVar[str | None]
     Params: ClassVar[type[Params]] = Params
     columns: ClassVar[dict[str, Any]] = {}
     worst: ClassVar[tuple[Literal["lowest", "highest"], str] | None] = None
@@ -107,3 +110,15 @@ class Task:
     def needs_mask(self, params: Any) -> bool:
         """Return whether the parameters require a mask file next to each image."""
         return False
+
+    def check_card(self, name: str, card: Card, params: Any) -> None:
+        """Check what the card alone decides about the parameters, for a network that the task can use.
+
+        Args:
+            name: the checkpoint, for messages.
+            card: its card.
+            params: parameters of the task.
+
+        Raises:
+            CheckpointError: when the network cannot do what the parameters ask.
+        """

@@ -91,6 +91,7 @@ class Work:
             gpus=pool.num_gpus,
             torch_threads=pool.torch_threads,
             dtype=config.pool.dtype,
+            workers=pool.workers,
             accept_damaged=config.accept_damaged,
             image_timeout_s=config.image_timeout_s,
             oldest_unaccounted_file=oldest_unaccounted_file(output, str(self.record.run_id), self.plan.rows),

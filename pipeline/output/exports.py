@@ -1,6 +1,7 @@
 """Open the result of `imagemill export` as a snapshot."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,31 @@ def open_snapshot(
     return state.where(where) if where else state
 
 
+def check_decodable(place: Store) -> None:
+    """Check that the values of an export are what a decoder takes. An OUTPUT always passes.
+
+    Raises:
+        ConfigError: when the export is scaled for trainers.
+    """
+    if place.exists(MANIFEST) and read_manifest(place).get("scaled"):
+        raise ConfigError(f"{place.url}: the latents are scaled, so they cannot be decoded. Decode the output instead")
+
+
+def read_manifest(place: Store) -> dict[str, Any]:
+    """Return the content of `export.json`.
+
+    Raises:
+        StorageError: when the file is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(place.read(MANIFEST))
+    except ValueError:
+        manifest = {}
+    if "format" not in manifest:
+        raise StorageError(f"{place.uri(MANIFEST)}: damaged. Export again")
+    return manifest
+
+
 def read_export(place: Store) -> Snapshot:
     """Return the snapshot of all rows of an export.
 
@@ -50,10 +76,7 @@ def read_export(place: Store) -> Snapshot:
         ConfigError: when the export is not Parquet.
         StorageError: when a part or the description is damaged.
     """
-    try:
-        form = json.loads(place.read(MANIFEST))["format"]
-    except (ValueError, KeyError):
-        raise StorageError(f"{place.uri(MANIFEST)}: damaged. Export again") from None
+    form = read_manifest(place)["format"]
     if form != "parquet":
         raise ConfigError(f"{place.url}: is an export to {form}, which this command cannot read. Export to parquet instead")
     parts, part, row = list_parts(place, LATENTS), [], []

@@ -9,7 +9,7 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
 if TYPE_CHECKING:
-    from imagemill.models.autoencoder import Autoencoder
+    from imagemill.models.autoencoder import Network
 
 
 def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
@@ -70,7 +70,7 @@ def missing_checkpoint(output: Store, folder: str) -> CheckpointError:
     return CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing")
 
 
-def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":
+def load_stored_model(output: Store, sha256: str, device: str) -> "Network":
     """Load the model of a checkpoint in OUTPUT onto a device.
 
     Raises:

@@ -57,7 +57,8 @@ def digits(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_every_task_has_an_evaluation():
-    assert sorted(EVALUATIONS) == sorted(TASKS)
+    # The damage that a network of `restore` repairs is not known.
+    assert sorted(EVALUATIONS) == sorted(set(TASKS) - {"restore"})
 
 
 def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsys):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from imagemill.jobs.training.states import State
 from imagemill.jobs.training.step import Step, TaskLoss
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.autoencoder import Network
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
@@ -87,13 +87,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         yield mode
 
 
-def on_cuda(architecture: str, parameters: dict[str, Any]) -> Autoencoder:
+def on_cuda(architecture: str, parameters: dict[str, Any]) -> Network:
     with CUDA:
         return ARCHITECTURES[architecture](**parameters).eval()
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"restore"}))
 def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
     """Predictions of small and tiled images return to the CPU; networks run in the requested dtype."""
     objective, precision = TASK_OBJECTIVES[name], Precision("cuda", dtype)

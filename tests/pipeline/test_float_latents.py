@@ -1,7 +1,6 @@
 """Float latents of autoencoders of other libraries: equality with the library, storage, damage, and all readers."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,16 @@ from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives.compress import round_values
 from imagemill.models.tasks.task import SampleError
 from imagemill.pipeline import read_latents
-from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.compact import merge_parts
-from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import build_plan, check_model, resolve
+from imagemill.pipeline.resolve import check_model, resolve
 from imagemill.pipeline.schema import FITTING, image_id, parquet_bytes
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.worker import Worker
-from tests.support.float_coders import CONFIGS, CONTRACTS, library_latent, write_float_coder
+from tests.support.float_coders import CONFIGS, CONTRACTS, compress_here, library_latent, write_float_coder
 from tests.support.folders import rows
-from tests.support.worker_jobs import job_here
 
 SIZES = {"a.png": (64, 48), "b.png": (64, 48), "wide.png": (96, 32), "odd.png": (61, 45)}
 """Width and height. The first two and the last one have one padded size for a multiple of 4."""
@@ -47,22 +41,6 @@ def write_images(folder: Path, crops: list[np.ndarray]) -> dict[str, np.ndarray]
         images[name] = np.asarray(Image.fromarray(crop).resize((width, height)))
         Image.fromarray(images[name]).save(folder / name)
     return images
-
-
-def compress(tmp_path: Path, **settings: Any) -> Store:
-    """Compress tmp_path/in with the code of a worker, in this process, and return the output."""
-    keys = {"checkpoint": str(tmp_path / "checkpoint"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
-    resolved = resolve(RunConfig(task="compress", **keys | settings))
-    check_model(resolved)
-    with Lease(resolved.output) as lease:
-        plan = build_plan(resolved)
-        job = job_here(resolved, lease.fencing_token)
-        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
-        job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
-        Worker(job, LocalChannel()).process_block(plan.todo)
-        summary = account(resolved.output, plan, ["psnr_db"])
-    assert (summary.ok, summary.rejected) == (len(plan.todo), 0)
-    return resolved.output
 
 
 def values_of(row: dict[str, Any]) -> np.ndarray:
@@ -82,7 +60,7 @@ def test_latents_equal_those_of_the_library(tmp_path, crops, name, batch_size):
     """Batches and single images give what a direct call of the library gives."""
     module = write_float_coder(tmp_path / "checkpoint", name)
     images = write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, pool={"batch_size": batch_size})
+    output = compress_here(tmp_path, pool={"batch_size": batch_size})
     made = {row["rel_path"]: row for row in rows(tmp_path / "out")}
     assert set(made) == set(images)
     for path, rgb in images.items():
@@ -107,7 +85,7 @@ def test_reconstruction_is_what_decode_writes_later(tmp_path, crops):
     """Values rounded to float16 are decoded as they are stored; PSNR and size are those of the file and the row."""
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     images = write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, reconstruct=True, params={"latent_dtype": "float16"}, pool={"batch_size": 3})
+    output = compress_here(tmp_path, reconstruct=True, params={"latent_dtype": "float16"}, pool={"batch_size": 3})
     decode_output(output, Store(str(tmp_path / "decoded")))
     for row in rows(tmp_path / "out"):
         written = tmp_path / "out" / row["output_uri"]
@@ -130,7 +108,7 @@ def test_samples_depend_on_the_name_alone(tmp_path, crops):
     made = []
     for batch_size in (1, 4):
         keys = {"output": str(tmp_path / f"out{batch_size}"), "pool": {"batch_size": batch_size}}
-        compress(tmp_path, params={"latents": "sample"}, **keys)
+        compress_here(tmp_path, params={"latents": "sample"}, **keys)
         made.append({row["rel_path"]: values_of(row) for row in rows(tmp_path / f"out{batch_size}")})
     for name, rgb in images.items():
         np.testing.assert_allclose(made[0][name], made[1][name], atol=1e-5)
@@ -149,7 +127,7 @@ def test_tiles_do_not_change_latents(tmp_path, crops, monkeypatch):
     (tmp_path / "in").mkdir()
     rgb = np.asarray(Image.fromarray(crops[0]).resize((301, 170)))
     Image.fromarray(rgb).save(tmp_path / "in" / "large.png")
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     [row] = rows(tmp_path / "out")
     np.testing.assert_allclose(values_of(row), library_latent(module, to_tensor(rgb, 4))[0].numpy(), atol=1e-5)
     decode_output(output, Store(str(tmp_path / "decoded")))
@@ -161,7 +139,7 @@ def test_tiles_do_not_change_latents(tmp_path, crops, monkeypatch):
 def test_parts_open_elsewhere_and_say_how_to_scale(tmp_path, crops):
     write_float_coder(tmp_path / "checkpoint")
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     made = {row["rel_path"]: values_of(row).ravel() for row in rows(tmp_path / "out")}
     [path] = [Path(output.full(part)) for part in list_parts(output, "results")]
     sql = f"SELECT rel_path, latent_values, latent_shape FROM '{path}'"
@@ -179,7 +157,7 @@ def test_parts_open_elsewhere_and_say_how_to_scale(tmp_path, crops):
 def test_flipped_bit_of_a_value_is_found(tmp_path, crops):
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     [part] = list_parts(output, "results")
     table = pq.read_table(output.full(part))
     column = table["latent_values"].combine_chunks()
@@ -200,9 +178,9 @@ def test_flipped_bit_of_a_value_is_found(tmp_path, crops):
 def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     write_images(tmp_path / "in", crops)
-    compress(tmp_path, output=str(tmp_path / "lists"))
+    compress_here(tmp_path, output=str(tmp_path / "lists"))
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 1)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     assert all(row["latent_values"] is row["latent"] is None for row in rows(tmp_path / "out"))
     assert verify(output).problems == []
     for place in ("lists", "out"):
@@ -223,13 +201,13 @@ def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
 def test_integer_and_float_latents_share_an_output(tmp_path, crops):
     """Older parts have no columns for floats; rows of both kinds are merged into one part, and each reader copes."""
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, checkpoint="conv-mnist")
+    output = compress_here(tmp_path, checkpoint="conv-mnist")
     for part in list_parts(output, "results"):
         table = pq.read_table(output.full(part))
         later = ["latent_values", "latent_dtype", *(name for name, _ in FITTING)]
         output.write(part, parquet_bytes(table.drop_columns(later), 3))
     write_float_coder(tmp_path / "checkpoint")
-    compress(tmp_path, limit=2)
+    compress_here(tmp_path, limit=2)
     parts = list_parts(output, "results")
     assert merge_parts(output, "results", parts, 3) == len(parts) == 2
     [merged] = list_parts(output, "results")

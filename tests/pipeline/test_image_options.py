@@ -59,7 +59,7 @@ def test_alpha_option_keeps_gray_on_gray_matte(photo):
         ("alpha", "white", "alpha"),
         ("quality", 0, "greater than or equal to 1"),
         ("format", "gif", "'jpeg', 'png', 'webp', 'tiff' or 'avif'"),
-        ("depth", 8, "valid: alpha, format, icc, metadata, quality"),
+        ("depth", 8, "valid: alpha, crop, format, icc, metadata, quality, resize"),
     ],
 )
 def test_invalid_option_names_valid_values(key, value, message):

@@ -1,6 +1,7 @@
-"""Checkpoints of small autoencoders of diffusers with random weights."""
+"""Checkpoints of small autoencoders of diffusers with random weights, and outputs that they made."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract, LatentContract
 from imagemill.models.routes.diffusers_route import build_module
+from imagemill.pipeline.account import account
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.engines.local_channel import LocalChannel
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.resolve import build_plan, check_model, resolve
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.worker import Worker
+from tests.support.worker_jobs import job_here
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # With attention in the middle.
@@ -88,3 +97,19 @@ def library_latent(module: Any, x_BCHW: Tensor) -> Tensor:
     with torch.inference_mode():
         encoded = module.encode(x_BCHW * 2 - 1)
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else next(iter(encoded.values()))
+
+
+def compress_here(tmp_path: Path, **settings: Any) -> Store:
+    """Compress tmp_path/in with the code of a worker, in this process, and return the output."""
+    keys = {"checkpoint": str(tmp_path / "checkpoint"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    resolved = resolve(RunConfig(task="compress", **keys | settings))
+    check_model(resolved)
+    with Lease(resolved.output) as lease:
+        plan = build_plan(resolved)
+        job = job_here(resolved, lease.fencing_token)
+        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
+        job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
+        Worker(job, LocalChannel()).process_block(plan.todo)
+        summary = account(resolved.output, plan, ["psnr_db"])
+    assert (summary.ok, summary.rejected) == (len(plan.todo), 0)
+    return resolved.output

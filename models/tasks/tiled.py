@@ -1,0 +1,34 @@
+"""The parameter `tile` of tasks that run networks from images to images."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
+from imagemill.models.tasks.task import Params
+
+
+class TiledParams(Params):
+    """Parameters of a task that may cut large images into tiles."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("tile",)
+
+    tile: Literal["auto", "approximate"] = Field(
+        "auto",
+        description="Process images as the card of the checkpoint says (auto), or cut large images into tiles that overlap, "
+        "and blend the tiles (approximate). Choose approximate for a network that takes whole images only. The result "
+        "differs from that of the whole image.",
+    )
+
+
+def check_tile(name: str, card: Card, params: TiledParams) -> None:
+    """Refuse approximate tiles for a network whose tiles give the result of the whole image.
+
+    Raises:
+        CheckpointError: when the network is such a network.
+    """
+    if params.tile == "approximate" and (card.contract is None or card.contract.tiling == "exact"):
+        raise CheckpointError(
+            f"params.tile='approximate': tiles of checkpoint {name} already give the result of the whole image. Omit tile"
+        )

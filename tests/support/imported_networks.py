@@ -1,0 +1,98 @@
+"""Checkpoints of imported networks with small random weights, as `imagemill models import` writes them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from imagemill.models import checkpoint
+from imagemill.models.card import Card
+from imagemill.models.code_permission import code_permitted
+from imagemill.models.contract import Contract
+from imagemill.models.routes import python_route
+from imagemill.models.routes.image_network import ImageNetwork
+
+
+class Blur(nn.Module):
+    """A residual network without normalisation: exact tiles."""
+
+    def __init__(self, width: int = 8, scale: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        )
+        self.shuffle = nn.PixelShuffle(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shuffle(self.layers(x))
+
+
+class Normalised(Blur):
+    """Statistics of the whole image, so that no tile gives the result of the whole image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers((x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 0.1)) / 10
+
+
+class TakesLevel(nn.Module):
+    """Moves an image towards gray by the noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gray = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(x, self.gray.expand_as(x), sigma.view(-1, 1, 1, 1))
+
+
+def python_card(
+    module: nn.Module, task: str, parameters: dict[str, Any] | None = None, **contract: Any
+) -> tuple[Card, bytes]:
+    """Return the card and the weights of a module of this file."""
+    weights = safetensors.torch.save(module.state_dict())
+    cls = type(module)
+    card = Card(
+        name=cls.__name__.lower(),
+        task=task,
+        route="python",
+        architecture=f"{cls.__module__}:{cls.__name__}",
+        parameters=parameters or {},
+        contract=Contract(**contract),
+        code_sha256=python_route.source_digest(cls),
+        sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    return card, weights
+
+
+def spandrel_card(module: nn.Module, architecture: str, task: str, **contract: Any) -> tuple[Card, bytes]:
+    """Return the card and the weights of a module of spandrel."""
+    state = {k: v.contiguous() for k, v in module.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    digest = hashlib.sha256(weights).hexdigest()
+    card = Card(
+        name=architecture.lower(),
+        task=task,
+        route="spandrel",
+        architecture=architecture,
+        contract=Contract(**contract),
+        sha256=digest,
+    )
+    return card, weights
+
+
+def write_network(folder: Path, network: tuple[Card, bytes]) -> str:
+    """Write a checkpoint folder and return it."""
+    card, weights = network
+    checkpoint.write_file(str(folder), checkpoint.WEIGHTS, weights, {})
+    checkpoint.write_card(str(folder), card, {})
+    return str(folder)
+
+
+def build_network(network: tuple[Card, bytes]) -> ImageNetwork:
+    """Build the network of a card."""
+    with code_permitted():
+        model: ImageNetwork = checkpoint.build(*network)
+    return model
