@@ -147,7 +147,12 @@ def plan(
 
 
 def load_checkpoint(
-    name_or_path: str | PathLike[str], *, device: str | None = None, dtype: str | None = None, threads: int = 1
+    name_or_path: str | PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int = 1,
+    code: str | PathLike[str] | None = None,
 ) -> "LoadedCheckpoint":
     """Load a checkpoint to process single images in this process, without Ray.
 
@@ -159,6 +164,7 @@ def load_checkpoint(
         device: "cpu" or "cuda"; by default CUDA if available.
         dtype: "float32", "bfloat16" or "float16"; by default the fastest of the device, as in a run.
         threads: torch threads of each call on a CPU.
+        code: for a checkpoint of your own network, allow it to run Python code from this folder, or "installed" code.
 
     Returns:
         An object to call with a NumPy array or a PIL image of any size. It returns an image of the same kind. Checkpoints
@@ -169,7 +175,8 @@ def load_checkpoint(
     """
     from imagemill.pipeline.loaded_checkpoint import LoadedCheckpoint
 
-    return LoadedCheckpoint.load(fspath(name_or_path), device=device, dtype=dtype, threads=threads)
+    folder = None if code is None else fspath(code)
+    return LoadedCheckpoint.load(fspath(name_or_path), device=device, dtype=dtype, threads=threads, code=folder)
 
 
 @contextmanager

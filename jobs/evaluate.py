@@ -17,6 +17,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.run import package_versions
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.user_code import permitted, read_user_code
 
 FILES = ("evaluation.json", "evaluation.png")
 
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
             checkpoints.read_card(name, config.storage.options_for(name))
         except CheckpointError as e:
             raise ConfigError(f"--update-card: {e}") from None
-    with share_ray():
+    with permitted(read_user_code(config.code)), share_ray():
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
 
 

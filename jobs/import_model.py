@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
 from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.card_checks import describe_network
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
-from imagemill.pipeline.user_code import INSTALLED, read_user_code
+from imagemill.pipeline.user_code import INSTALLED, permitted, read_user_code
 
 DEFAULT_RANGE = (0.0, 1.0)
 MAX_HEADER = 100_000_000
@@ -75,7 +75,7 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
     check_dest(dest, request.overwrite)
     code = read_user_code(request.code or INSTALLED) if request.architecture else None
     source = read_source(request.source, storage)
-    with code.permitted() if code else nullcontext():
+    with permitted(code):
         found = recognise(request, source)
         card, weights = build_checkpoint(request, found, source)
         trial = try_checkpoint(card, weights, found)
@@ -160,9 +160,8 @@ def recognise(request: ImportRequest, source: Source) -> Recognised:
     except CheckpointError as e:
         raise CheckpointError(f"source {request.source}: {e}") from None
     if request.task and request.task not in found.tasks:
-        kind = "latents" if found.contract.latent else f"images of {found.contract.scale} times the size"
         raise ConfigError(
-            f"--task {request.task}: {found.architecture} makes {kind}, so it cannot do this task. "
+            f"--task {request.task}: {found.architecture} {describe_network(found.contract)}, so it cannot do this task. "
             f"Valid: {', '.join(found.tasks)}"
         )
     return found

@@ -18,6 +18,7 @@ from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_model, che
 from imagemill.pipeline.run_progress import ON_CPU
 from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
+from imagemill.pipeline.user_code import permitted
 
 log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
@@ -44,7 +45,8 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
     engine, reason = select_engine(config)
     check_output_task(job)
     plan = build_plan(job)
-    call_in_worker(check_model, job)
+    with permitted(job.code):
+        call_in_worker(check_model, job)
     if plan.new_input:
         log.warning("a run would refuse this plan: %s", plan.new_input)
     values = {**plan_values(job, plan), "engine": engine.name, "engine_reason": reason}

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagemill.jobs.console import format_figure, number, print_facts, print_json, print_table, print_text
 from imagemill.jobs.importing.contract_facts import contract_facts
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import architecture_names, find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.storage_config import StorageConfig
@@ -62,14 +63,22 @@ def list_tasks() -> list[Row]:
 
 def list_architectures() -> list[Row]:
     """Return the architectures with the tasks that they can be trained for."""
-    rows = []
-    for name, architecture in ARCHITECTURES.items():
-        model = architecture()
+    rows: list[Row] = []
+    for name in architecture_names():
+        try:
+            architecture = find_architecture(name)
+        except CheckpointError as e:
+            rows.append({"name": name, "description": str(e), "parameters": None, "stride": None, "trains": []})
+            continue
+        try:
+            model = architecture()
+        except TypeError:
+            model = None  # A class of another package may require arguments.
         rows.append({
             "name": name,
             "description": describe(architecture),
-            "parameters": count_parameters(model),
-            "stride": model.stride,
+            "parameters": count_parameters(model) if model else None,
+            "stride": model.stride if model else None,
             "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)],
         })  # fmt: skip
     return rows
@@ -96,7 +105,7 @@ def list_checkpoints() -> list[Row]:
 
 def describe(thing: type[Any]) -> str:
     """Return the first line of the docstring of the module that defines a class."""
-    return (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()[0]
+    return (inspect.getdoc(inspect.getmodule(thing)) or "").partition("\n")[0]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.cluster.connection import runtime_env
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, Interrupted, RunFailed
@@ -23,6 +24,7 @@ from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
+from imagemill.pipeline.user_code import INSTALLED, read_user_code
 
 log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -70,6 +72,11 @@ def submit_and_follow(config: RunConfig, dashboard: str | None, insecure: bool, 
     client = connect(dashboard, insecure)
     run_id = new_run_id()
     environment = runtime_env()
+    if config.code not in (None, INSTALLED):
+        code = require_value(read_user_code(config.code), "the code")
+        # Ray puts the folder that holds this one on the module path of the job, where read_user_code finds it.
+        environment["py_modules"] = [str(code.unpack())]
+        config = config.model_copy(update={"code": code.unpack().name})
     environment["env_vars"] |= {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     # Ray shows the entrypoint and the metadata in its dashboard. Neither holds a secret: a config has none, and the nodes
     # have their own credentials.

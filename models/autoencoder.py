@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from imagemill.models.contract import Tiling
@@ -23,6 +24,7 @@ class Network(nn.Module):
         tiling: whether and how a large image may be cut into tiles, see `contract.Contract`.
         dtypes: number formats that the network may run in.
         example: (C,H,W) of an input, used to list the layers.
+        memory_format: order of images and weights in memory.
     """
 
     channels: int = 3
@@ -33,6 +35,7 @@ class Network(nn.Module):
     tiling: Tiling = "exact"
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16")
     example: tuple[int, int, int] = (3, 256, 256)
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
     def output_stride(self) -> int:

@@ -30,7 +30,7 @@ class Card(BaseModel):
 
     Attributes:
         route: which library defines the network: imagemill, diffusers, spandrel, or an importable Python module.
-        architecture: for imagemill, a key of `models.architectures.ARCHITECTURES`; for diffusers and spandrel, the name that
+        architecture: for imagemill, a name of `models.architectures.lookup`; for diffusers and spandrel, the name that
             the library gives it; for python, MODULE:CLASS.
         parameters: keyword arguments of the architecture.
         contract: how an imported network is called; None for a network of imagemill, which has the contract in its class.

@@ -166,7 +166,8 @@ def load_model(card: Card, weights: bytes, device: str) -> Any:
 
     # TF32 changes the last bits, and a later `decode` must give the same pixels as the run.
     torch.backends.cudnn.allow_tf32 = False
-    return build(card, weights).to(device, memory_format=torch.channels_last)
+    model = build(card, weights)
+    return model.to(device, memory_format=model.memory_format)
 
 
 def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:

@@ -1,12 +1,12 @@
 """The permission to import code of users. Without it, a checkpoint whose network is a Python module is refused."""
 
+import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-
-from imagemill.models.errors import CheckpointError
 
 
 @dataclass
@@ -26,28 +26,37 @@ permission = CodePermission()
 """The permission of this process."""
 
 
-@contextmanager
-def code_permitted(folder: str | None = None) -> Iterator[None]:
-    """Permit the import of user code in a `with` block.
+def permit_code(folder: str | None) -> None:
+    """Permit the import of user code until this process ends.
 
-    The folder comes before installed packages on the module path, as for a script in this folder. At the end of the block,
-    modules from the folder are forgotten, because another folder may have other modules of the same names.
+    The folder comes before installed packages on the module path, as for a script in this folder.
 
     Args:
         folder: absolute path of the folder that holds the code; None permits only code that is installed.
     """
-    before = permission.is_given, permission.folder
     permission.is_given, permission.folder = True, folder
     if folder:
-        sys.path.insert(0, folder)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+
+
+@contextmanager
+def code_permitted(folder: str | None) -> Iterator[None]:
+    """Permit the import of user code in a `with` block, like `permit_code`.
+
+    At the end of the block, modules from the folder are forgotten, because another folder may have other modules of the same
+    names.
+    """
+    before, path = (permission.is_given, permission.folder), list(sys.path)
+    permit_code(folder)
     try:
         yield
     finally:
         permission.is_given, permission.folder = before
-        if folder:
-            sys.path.remove(folder)
-            for name in [name for name, module in sys.modules.items() if is_inside(module, folder)]:
-                del sys.modules[name]
+        sys.path[:] = path
+        for name in [name for name, module in sys.modules.items() if folder and is_inside(module, folder)]:
+            del sys.modules[name]
 
 
 def is_inside(module: ModuleType, folder: str) -> bool:
@@ -58,16 +67,16 @@ def is_inside(module: ModuleType, folder: str) -> bool:
     return any(str(path).startswith(f"{folder}/") for path in paths)
 
 
-def check_permission(name: str, architecture: str) -> None:
-    """Raise CheckpointError if the code of a checkpoint must not be imported.
+@contextmanager
+def user_module_path() -> Iterator[None]:
+    """Search modules of users in a `with` block.
 
-    Args:
-        name: name of the checkpoint.
-        architecture: its MODULE:CLASS.
+    The permission for installed code does not cover files that happen to be in the current folder.
     """
-    if not permission.is_given:
-        package = architecture.partition(":")[0].partition(".")[0]
-        raise CheckpointError(
-            f"checkpoint {name}: runs the Python code {architecture}. To allow this, pass --code FOLDER (code: in YAML) "
-            f"with the folder that holds {package}, or --code installed if {package} is installed"
-        )
+    path = list(sys.path)
+    if not permission.folder:
+        sys.path[:] = [entry for entry in path if entry not in ("", os.getcwd())]
+    try:
+        yield
+    finally:
+        sys.path[:] = path

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import LatentCoder
-from imagemill.models.batches import bytes_to_float, float_to_bytes, to_float_batch, to_uint8_batch, to_uint8_images
+from imagemill.models.batches import bytes_to_float, float_to_bytes, to_uint8_batch, to_uint8_images
 from imagemill.models.colour import rgb_to_luma
+from imagemill.models.memory import describe_need, pass_bytes, too_large
 from imagemill.models.metrics import psnr_from_mse, squared_error
 from imagemill.models.precision import Precision
 from imagemill.models.routes.float_coder import FloatCoder, draw
-from imagemill.models.tiling import apply_in_fixed_tiles, apply_tiled, compute_tiles, tile_side
+from imagemill.models.tiling import apply_in_fixed_tiles, apply_tiled, compute_tiles, pad_to_size, tile_side
 from imagemill.models.type_checks import require_value
 
 Coder = LatentCoder | FloatCoder
@@ -50,23 +51,44 @@ def encode_values(
         model: the network.
         images: the images.
         seeds: one for each image: draw from the distribution of each latent. None for its mode.
-        precision: device and dtype of the network.
+        precision: device, dtype and memory of the network.
+
+    Raises:
+        SampleError: when an image is too large for the memory of the worker.
     """
+    h, w = images[0].shape[:2]
+    is_tiled = model.tiling == "exact" and min(h, w) >= model.min_side
+    reach = tile_side(h, w) + 2 * tile_halo(model) if is_tiled else max(h, w)
+    needed, memory = pass_bytes(model, min(h, reach), min(w, reach)), precision.memory
+    # On a CPU, batches are slower than single images, and the last bits of a latent would depend on its neighbours.
+    together = 1 if precision.device == "cpu" else max(1, memory // needed) if needed and memory else len(images)
+    if needed and memory and needed > memory and not is_tiled:
+        raise too_large(h, w, "never", describe_need(needed, memory), can_blend=False)
 
     def encode(x_BCHW: Tensor) -> Tensor:
         # Noise is drawn for the whole latent, so that it does not depend on tiles.
-        mode, deviation = model.distribution(select_planes(model, x_BCHW))
+        x = bytes_to_float(pad_to_size(x_BCHW, *map(model.padded_side, x_BCHW.shape[2:])))
+        mode, deviation = model.distribution(select_planes(model, x))
         return mode.float() if deviation is None or seeds is None else torch.cat([mode, deviation], 1).float()
 
-    with torch.inference_mode(), precision.autocast():
-        if model.tiling == "exact":
-            x = to_uint8_batch(images, model.stride, precision.device)
-            tile, scale = tile_side(*x.shape[2:]), Fraction(1, model.factor)
-            moments = apply_tiled(lambda part: encode(bytes_to_float(part)), x, tile, model.halo, scale, model.stride)
-        else:
-            moments = encode(to_float_batch(images, model.stride, precision.device))
+    batches = []
+    for start in range(0, len(images), together):
+        # Large images stay uint8; each tile is converted to float by itself.
+        x = to_uint8_batch(images[start : start + together], model.stride, precision.device)
+        with torch.inference_mode(), precision.autocast():
+            if is_tiled:
+                tile, scale = tile_side(h, w), Fraction(1, model.factor)
+                batches.append(apply_tiled(encode, x, tile, tile_halo(model), scale, model.stride))
+            else:
+                batches.append(encode(x))
+    moments = torch.cat(batches)
     mode, deviation = moments.chunk(2, 1) if moments.shape[1] == 2 * model.latent.channels else (moments, None)
     return draw(mode, deviation, seeds).contiguous().cpu().numpy()
+
+
+def tile_halo(model: FloatCoder) -> int:
+    """Return the overlap of exact tiles, in pixels: no tile at an edge is smaller than the network takes."""
+    return model.padded_side(max(model.halo, model.min_side))
 
 
 def select_planes(model: Any, x_B3HW: Tensor) -> Tensor:
@@ -105,9 +127,9 @@ def latent_psnr(model: Coder, latent: np.ndarray, rgb: np.ndarray, step: float |
 def tile_arguments(model: Coder, latent: np.ndarray, size: tuple[int, ...], step: float | None, device: str) -> Any:
     """Return the arguments of `apply_in_fixed_tiles` and `compute_tiles` that decode a latent (C,h,w) to bytes."""
     code = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
-    tile, halo = tile_side(*size) // model.factor, -(-model.halo // model.factor)
+    tile, halo = tile_side(*size) // model.factor, model.halo // model.factor
     if isinstance(model, FloatCoder):
-        decode = model.decode
+        decode, halo = model.decode, tile_halo(model) // model.factor
         if model.tiling != "exact":
             tile = max(code.shape[2:])
     else:

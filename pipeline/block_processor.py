@@ -73,7 +73,7 @@ class BlockProcessor:
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
         memory = model_memory(device, job.workers, job.torch_threads, job.gpus)
-        self.precision = Precision(device, select_dtype(device, job.dtype, model.dtypes), memory)
+        self.precision = Precision(device, select_dtype(device, job.dtype or self.task.dtype, model.dtypes), memory)
         self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)

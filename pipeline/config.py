@@ -49,7 +49,7 @@ class PoolConfig(Strict):
         None,
         pattern="^(float32|bfloat16|float16)$",
         description="Compute in float32, bfloat16 or float16. Default: bfloat16 if the hardware supports it, else float16 "
-        "on GPUs with tensor cores, else float32. compress always computes in float32.",
+        "on GPUs with tensor cores, else float32. compress computes in float32 by default, and integer latents always.",
     )
     threads: int | None = Field(None, ge=1, description="Fetch and decode with this many threads in each worker.")
     gpu: bool | None = Field(None, description="Give each worker a GPU. Default: true if a node has a GPU.")
@@ -89,6 +89,11 @@ class RunConfig(Strict):
     output: str | None = Field(None, description="Write to this folder or s3://bucket/prefix. Required, here or as a flag.")
     checkpoint: str | None = Field(
         None, description="Use this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
+    )
+    code: str | None = Field(
+        None,
+        description="Allow a checkpoint of your own network to run Python code from this folder, which is shipped to the "
+        "workers, or code that is installed.",
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Set parameters of the task.")
     reconstruct: bool = Field(False, description="Also write the decoded images, as PNG.")

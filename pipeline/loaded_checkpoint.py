@@ -38,6 +38,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.user_code import permitted, read_user_code
 from imagemill.pipeline.worker_memory import model_memory
 
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
@@ -121,7 +122,8 @@ class LoadedCheckpoint:
         check_dtype(card.name, card, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Network = checkpoints.load_model(card, weights, device)
-        self.precision = Precision(device, select_dtype(device, dtype, self.model.dtypes), model_memory(device))
+        number_format = select_dtype(device, dtype or self.task.dtype, self.model.dtypes)
+        self.precision = Precision(device, number_format, model_memory(device))
 
     @classmethod
     def load(
@@ -132,14 +134,25 @@ class LoadedCheckpoint:
         dtype: str | None = None,
         storage: StorageConfig = StorageConfig(),
         threads: int = 1,
+        code: str | None = None,
     ) -> "LoadedCheckpoint":
         """Read a checkpoint by its bundled name, folder or URL; the other arguments are those of the class.
 
+        Args:
+            name_or_path: bundled name, folder or URL.
+            device: as for the class.
+            dtype: as for the class.
+            storage: as for the class.
+            threads: as for the class.
+            code: allow the checkpoint to run Python code from this folder, or "installed" code.
+
         Raises:
-            CheckpointError: when the checkpoint is missing, damaged, or its weights do not fit.
+            CheckpointError: when the checkpoint is missing, damaged, its weights do not fit, or it needs `code`.
+            ConfigError: when there is no such folder.
         """
         card, weights = checkpoints.read(str(name_or_path), storage.options_for(str(name_or_path)))
-        return cls(card, weights, device=device, dtype=dtype, storage=storage, threads=threads)
+        with permitted(read_user_code(code)):
+            return cls(card, weights, device=device, dtype=dtype, storage=storage, threads=threads)
 
     def __repr__(self) -> str:
         device, dtype = self.precision.device, str(self.precision.dtype).removeprefix("torch.")
@@ -222,10 +235,11 @@ class LoadedCheckpoint:
         self._check_latents("decode")
         if isinstance(model := self.model, FloatCoder):
             channels, dtype = model.latent.channels, "float32"
+            sides = [model.padded_side(side) // model.factor for side in (latent.height, latent.width)]
         else:
             model, dtype = require_type(model, LatentCoder), "int8"
             channels = len(model.dequantisation(require_value(latent.step, "the quantiser step"))[0])
-        sides = (-(-side // model.stride) * model.stride // model.factor for side in (latent.height, latent.width))
+            sides = [-(-side // model.stride) for side in (latent.height, latent.width)]
         shape = channels, *sides
         if latent.values.dtype != dtype or latent.values.shape != shape:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card
+from imagemill.models.code_check import check_code
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.card_checks import check_card, check_dtype
 from imagemill.models.tasks.task import Params, Task
@@ -25,6 +26,7 @@ from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input, list_images, open_input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
+from imagemill.pipeline.user_code import UserCode, permitted, read_user_code
 
 log = logging.getLogger("imagemill.run")
 
@@ -38,6 +40,8 @@ class ResolvedRun:
     params: Params
     card: Card
     weights: bytes
+    code: UserCode | None
+    """The code of a network that a user defines."""
     style_images: list[tuple[str, bytes]]
     """(sha256, content) of each file that the parameters name."""
     source: Input
@@ -47,6 +51,9 @@ class ResolvedRun:
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
         values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        # Float latents are computed in float32 unless the config says otherwise. Symbols are always computed in float32.
+        if self.card.contract and self.card.contract.latent and self.config.pool.dtype not in (None, self.task.dtype):
+            values["dtype"] = self.config.pool.dtype
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = image_options
@@ -67,6 +74,9 @@ def resolve(config: RunConfig) -> ResolvedRun:
     card, weights = checkpoints.read(name, config.storage.options_for(name))
     check_card(name, card, task, params)
     check_dtype(name, card, config.pool.dtype)
+    code = read_user_code(config.code)
+    with permitted(code):
+        check_code(card)
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
@@ -79,7 +89,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
             raise ConfigError(
                 f"input {source.url} and output {output.url} overlap: one contains the other. Choose another output"
             )
-    return ResolvedRun(config, task, params, card, weights, read_style_images(config, task, params), source, output)
+    return ResolvedRun(config, task, params, card, weights, code, read_style_images(config, task, params), source, output)
 
 
 def resolve_task(config: RunConfig) -> tuple[Task, Params]:

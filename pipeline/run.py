@@ -37,6 +37,7 @@ from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
+from imagemill.pipeline.user_code import permitted
 
 log = logging.getLogger("imagemill.run")
 MOVED_SHOWN = 10
@@ -106,7 +107,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
     record = RunRecord() if record is None else record
     record.engine, record.engine_reason = engine.name, reason_for_engine
     start_record(record, run_id, resolved, text)
-    with storage_errors(resolved), Lease(resolved.output) as lease:
+    with permitted(resolved.code), storage_errors(resolved), Lease(resolved.output) as lease:
         began = time.monotonic()
         plan = None
         try:
@@ -164,6 +165,7 @@ def start_record(record: RunRecord, run_id: str, resolved: ResolvedRun, config_y
     record.task = resolved.task.name
     record.model_id = resolved.card.name
     record.checkpoint_sha256 = resolved.card.sha256
+    record.code_sha256 = resolved.code.sha256 if resolved.code else None
     record.config_sha256 = hashlib.sha256(config_yaml.encode()).hexdigest()
     record.parameters = json.dumps(resolved.parameters, sort_keys=True)
     record.input = resolved.source.url

@@ -25,6 +25,8 @@ class RunRecord:
     task: str | None = None
     model_id: str | None = None
     checkpoint_sha256: str | None = None
+    code_sha256: str | None = None
+    """Digest of the folder of user code that was shipped to the workers; absent without one."""
     config_sha256: str | None = None
     parameters: str | None = None
     """JSON of the parameters that change pixels or codes."""

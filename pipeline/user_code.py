@@ -6,11 +6,11 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagemill.models.code_permission import code_permitted
+from imagemill.models.code_permission import code_permitted, permit_code
 from imagemill.pipeline.errors import ConfigError
 
 INSTALLED = "installed"
@@ -31,16 +31,16 @@ class UserCode:
     files: tuple[tuple[str, bytes], ...] | None = None
     sha256: str | None = None
 
-    def permitted(self) -> AbstractContextManager[None]:
-        """Permit the import of this code in a `with` block, and put shipped code on the module path."""
-        return code_permitted(None if self.files is None else str(self.unpack()))
+    def permit(self) -> None:
+        """Permit the import of this code until the process ends, and put shipped code on the module path."""
+        permit_code(None if self.files is None else str(self.unpack()))
 
     def unpack(self) -> Path:
         """Write shipped code to a folder of this user that its digest names, and return the folder.
 
         Processes and runs with the same code share the folder. Files that are missing or differ are written again.
         """
-        folder = private_folder() / str(self.sha256)[:32]
+        folder = private_folder() / f"imagemill-code-{str(self.sha256)[:32]}"
         for name, content in self.files or ():
             path = folder / name
             if not path.is_file() or path.read_bytes() != content:
@@ -65,15 +65,17 @@ def private_folder() -> Path:
     return folder.resolve()
 
 
-def read_user_code(value: str) -> UserCode:
+def read_user_code(value: str | None) -> UserCode | None:
     """Read the code that the key `code` names.
 
     Args:
-        value: "installed", or a folder, in the current folder or on the module path.
+        value: "installed", or a folder, in the current folder or on the module path; None permits no code.
 
     Raises:
         ConfigError: when there is no such folder, or it holds too much.
     """
+    if value is None:
+        return None
     if value == INSTALLED:
         return UserCode()
     places = [Path(value), *(Path(entry, value) for entry in sys.path if entry and not os.path.isabs(value))]
@@ -114,9 +116,9 @@ def code_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def permitted(code: UserCode | None) -> Iterator[None]:
-    """Permit the import of code in a `with` block; None permits nothing."""
+    """Permit the import of code in a `with` block, and put shipped code on the module path; None permits nothing."""
     if code is None:
         yield
     else:
-        with code.permitted():
+        with code_permitted(None if code.files is None else str(code.unpack())):
             yield

@@ -32,6 +32,8 @@ class Worker:
         self.problem: CheckpointError | None = None
         self.model_lock = threading.Lock()
         tally = Tally(job.lineage["run_id"], channel, metrics)
+        if job.code:
+            job.code.permit()
         try:
             self.process = BlockProcessor(job, channel, tally)
         except CheckpointError as e:

@@ -6,6 +6,7 @@ from typing import Any
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.user_code import UserCode
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class WorkerJob:
     """Threads of torch if the model runs on the CPU."""
     dtype: str | None
     """float32, bfloat16 or float16; None chooses by the hardware."""
+    code: UserCode | None = None
+    """The code of a network that a user defines."""
     workers: int = 1
     """Workers of the run, which share the memory of their machine."""
     accept_damaged: bool = False

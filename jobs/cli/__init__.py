@@ -9,7 +9,7 @@ import typer
 
 from imagemill.jobs.cli import models, outputs, runs
 from imagemill.jobs.cli.command import Group, Quiet, Verbose, register, set_verbosity, with_options
-from imagemill.jobs.cli.options import run_options
+from imagemill.jobs.cli.options import run_options, with_code
 from imagemill.jobs.cli.tasks import task_command
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.logs import VARIABLE, configure
@@ -36,17 +36,17 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Inspect": {
         "status": outputs.status,
-        "verify": outputs.verify,
+        "verify": with_code(outputs.verify),
         "failures": outputs.failures,
-        "report": outputs.report,
-        "decode": outputs.decode,
+        "report": with_code(outputs.report),
+        "decode": with_code(outputs.decode),
     },
     "Analyse": {
-        "export": outputs.export,
-        "stats": outputs.stats,
-        "search": outputs.search,
+        "export": with_code(outputs.export),
+        "stats": with_code(outputs.stats),
+        "search": with_code(outputs.search),
         "duplicates": outputs.duplicates,
-        "map": outputs.map_,
+        "map": with_code(outputs.map_),
     },
     "Models": {"train": models.train, "evaluate": models.evaluate},
     "Operate": {
@@ -60,7 +60,7 @@ for panel, commands in PANELS.items():
         register(app, function, name, panel)
 registry = typer.Typer(cls=Group, invoke_without_command=True)
 registry.callback()(models.list_models)
-register(registry, models.show_model, "show")
+register(registry, with_code(models.show_model), "show")
 register(registry, models.import_model, "import")
 app.add_typer(registry, name="models", rich_help_panel="Models", help="List tasks, architectures and checkpoints.")
 

@@ -4,7 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
-from imagemill.jobs.cli.options import Address, Checkpoint, Json, Output, Overwrite, Set, Storage, merge_config, storage_of
+from imagemill.jobs.cli.options import (
+    Address,
+    Checkpoint,
+    Code,
+    Json,
+    Output,
+    Overwrite,
+    Set,
+    Storage,
+    merge_config,
+    storage_of,
+)
 from imagemill.pipeline.config import set_value
 from imagemill.pipeline.errors import ConfigError
 
@@ -42,6 +53,7 @@ def evaluate(
         typer.Option("--output", help="Write evaluation.json and evaluation.png to this folder.", metavar="FOLDER"),
     ] = None,
     checkpoint: Checkpoint = None,
+    code: Code = None,
     at: Annotated[
         list[float] | None,
         typer.Option("--at", help="Evaluate at this noise level, quantiser step or alpha. Repeatable.", metavar="NUMBER"),
@@ -55,7 +67,7 @@ def evaluate(
     """Evaluate a model end to end and compare it with simple baselines."""
     from imagemill.jobs.evaluate import show_evaluation
 
-    flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "at": at or None}
+    flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "code": code, "at": at or None}
     show_evaluation(merge_config(config, flags, set_), config or "command line", update_card, overwrite)
 
 

@@ -1,14 +1,18 @@
 """Options that several commands share, and how a YAML file, flags and --set become a config."""
 
 import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
+from imagemill.jobs.cli.command import option, set_parameters
 from imagemill.jobs.cli.fields import field_option, given_flags
 from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.user_code import permitted, read_user_code
 from imagemill.pipeline.without_pandas import leave_out_pandas
 
 PLACE = "a folder or s3://bucket/prefix"
@@ -18,6 +22,7 @@ READ_OUTPUT_HELP = f"Read the output of runs: {PLACE}."
 SET_HELP = "Set any key of the YAML, such as params.step=40. The value is YAML. Repeatable; overrides flags."
 OVERWRITE_HELP = "Replace files that imagemill did not write, or that changed since."
 CHECKPOINT_HELP = "Use this checkpoint: a bundled name, a folder or a URL."
+CODE_HELP = "Allow a checkpoint of your own network to run Python code from this folder, or code that is installed."
 ADDRESS_HELP = "Run on the Ray cluster at this address, instead of on this machine alone."
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="Read the config of the run.", metavar="JOB.yaml")]
@@ -31,6 +36,7 @@ ReadOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help=READ_OUTPUT_HE
 Address = Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP, metavar="ADDRESS")]
 RunId = Annotated[str | None, typer.Option("--run-id", help="Use only the rows of this run.", metavar="ID")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help=CHECKPOINT_HELP, metavar="NAME|FOLDER|URL")]
+Code = Annotated[str | None, typer.Option("--code", help=CODE_HELP, metavar="FOLDER|installed")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Sheet = Annotated[str | None, typer.Option("--sheet", help="Draw the images into one picture.", metavar="FILE.png")]
@@ -40,6 +46,7 @@ RUN, WORKERS = "Run options", "Workers"
 FITTING_KEYS = ("image.resize", "image.crop")
 RUN_KEYS: dict[str, dict[str, str]] = {
     "checkpoint": {"metavar": "NAME|FOLDER|URL", "panel": RUN},
+    "code": {"metavar": "FOLDER|installed", "panel": RUN},
     "limit": {"metavar": "N", "panel": RUN},
     "retry_failed": {"metavar": "[CLASS]", "panel": RUN},
     "allow_new_input": {"panel": RUN},
@@ -59,6 +66,18 @@ RUN_KEYS: dict[str, dict[str, str]] = {
 def run_options(*without: str) -> list[inspect.Parameter]:
     """Build the options that all commands over images share, except those of the keys in `without`."""
     return [field_option(RunConfig, key, **arguments) for key, arguments in RUN_KEYS.items() if key not in without]
+
+
+def with_code(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option --code, which permits the code of checkpoints while the command runs."""
+
+    @wraps(function)
+    def command(*, code: str | None, **values: Any) -> None:
+        with permitted(read_user_code(code)):
+            function(**values)
+
+    set_parameters(command, [*inspect.signature(function).parameters.values(), option("code", Code, None)])
+    return command
 
 
 def merge_config(path: str | None, flags: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:

@@ -41,6 +41,9 @@ class EvaluateConfig(Strict):
     checkpoint: str | None = Field(
         None, description="Evaluate this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
     )
+    code: str | None = Field(
+        None, description="Allow the checkpoint to run Python code from this folder, or code that is installed."
+    )
     against: list[str] = Field(default_factory=list, description="Digits: also measure these other coders.")
     fit: str | None = Field(None, description="Digits: fit PCA on these training images.")
     at: list[float] = Field(
@@ -140,6 +143,7 @@ def build_run_config(config: EvaluateConfig, params: dict[str, Any], input: str 
         input=input,
         output=output,
         checkpoint=config.checkpoint,
+        code=config.code,
         params=config.params | params,
         # Measure every image.
         quality=sys.maxsize,

@@ -15,8 +15,9 @@ def contract_facts(contract: Contract) -> list[tuple[str, str]]:
     """Return a contract as lines of a name and a value."""
     low, high = contract.input_range
     facts = [("images", f"{'RGB' if contract.channels == 3 else 'each colour plane by itself'}, values {low:g} to {high:g}")]
-    multiple = f"multiples of {contract.size_multiple} pixels" if contract.size_multiple > 1 else "any"
-    facts.append(("sizes", f"{multiple}, at least {contract.min_side}" if contract.min_side > 1 else multiple))
+    multiple = f", padded to multiples of {contract.size_multiple} pixels" if contract.size_multiple > 1 else ""
+    smallest = f", padded to at least {contract.min_side} pixels" if contract.min_side > contract.size_multiple else ""
+    facts.append(("sizes", f"any{multiple}{smallest}"))
     if contract.latent is None:
         facts.append(("scale", f"×{contract.scale}" if contract.scale > 1 else "same size"))
         facts.append(("noise level", "taken for each image" if contract.noise_level else "not taken"))

@@ -1,6 +1,6 @@
 """Random flips and quarter turns of training crops, by torchvision.
 
-Only training workers import this file: importing torchvision takes 2 s, and workers already have torch.
+Only training workers import this file: importing torchvision takes 2 s.
 """
 
 import torch

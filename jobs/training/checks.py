@@ -7,6 +7,7 @@ from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.states import STATES_FOLDER, stored_init_digest
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import architecture_names, find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
@@ -21,13 +22,14 @@ def build_trainable_model(config: TrainConfig) -> Network:
 
     Raises:
         ConfigError: when the config is invalid or the model cannot be trained.
+        CheckpointError: when the package that registers the architecture cannot be used.
     """
-    for key, table in (("task", OBJECTIVES), ("architecture", ARCHITECTURES)):
-        if getattr(config, key) not in table:
-            raise ConfigError(f"{key} = {getattr(config, key)!r}: unknown; valid: {', '.join(table)}")
+    for key, names in (("task", list(OBJECTIVES)), ("architecture", architecture_names())):
+        if getattr(config, key) not in names:
+            raise ConfigError(f"{key} = {getattr(config, key)!r}: unknown; valid: {', '.join(names)}")
     if not config.input or not config.output:
         raise ConfigError("input, output: train needs both. Give one or more folders of images with --input, and --output")
-    objective, architecture = OBJECTIVES[config.task], ARCHITECTURES[config.architecture]
+    objective, architecture = OBJECTIVES[config.task], find_architecture(config.architecture)
     if not issubclass(architecture, objective.trainable_type):
         able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.trainable_type))
         raise ConfigError(

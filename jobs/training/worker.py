@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -16,13 +17,12 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from imagemill.jobs.training.augmentation import augment_batch, build_augmentation
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.crops import read_centre_crops
 from imagemill.jobs.training.metrics import write_metrics
 from imagemill.jobs.training.states import EpochFigures, State, read_newest_history, read_state, save_state
 from imagemill.jobs.training.step import Step, TaskLoss
-from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
@@ -98,6 +98,9 @@ class TrainWorker:
     """One worker of a training; all workers do the same steps on different crops."""
 
     def __init__(self, course: WorkerTask) -> None:
+        # The driver and Ray's controller import this file, too, and need no torchvision.
+        from imagemill.jobs.training.augmentation import augment_batch, build_augmentation
+
         context = ray.train.get_context()
         self.course, self.config = course, course.config
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
@@ -107,7 +110,7 @@ class TrainWorker:
         # The dtype of rank 0 for all workers: gradients in float16 are scaled, and gradients of all workers are added.
         dtype = ray.train.collective.broadcast_from_rank_zero(fastest_dtype(self.device.type))
         torch.manual_seed(self.config.seed)
-        model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
+        model = find_architecture(self.config.architecture)(**self.config.parameters).to(self.device)
         if course.init is not None:
             model.load_state_dict(course.init)
         OBJECTIVES[self.config.task].freeze(model)
@@ -117,7 +120,7 @@ class TrainWorker:
             # DistributedDataParallel cannot broadcast channels-last buffers. Only the buffers of rank 0 are saved.
             kwargs = {"broadcast_buffers": False}
             loss_of = ray.train.torch.prepare_model(loss_of, parallel_strategy_kwargs=kwargs)
-        self.augmentation = build_augmentation(self.config.augment)
+        self.augment = partial(augment_batch, build_augmentation(self.config.augment))
         self.state = State.begin(model, self.config.ema_decay, self.config.weight_decay)
         self.step = Step(loss_of, self.state, Precision(self.device.type, dtype), self.config.clip_norm)
         self.resume()
@@ -158,7 +161,7 @@ class TrainWorker:
             local_shuffle_seed=self.config.seed + self.state.epoch,
         )
         for _, batch in zip(range(self.course.steps_per_epoch), batches, strict=False):
-            yield augment_batch(self.augmentation, batch["image"].permute(0, 3, 1, 2))
+            yield self.augment(batch["image"].permute(0, 3, 1, 2))
 
     def figures(self, generator: torch.Generator) -> Iterator[dict[str, float]]:
         """Do the steps of an epoch and yield the figures of each, in order."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imagemill.models.batches import bytes_to_float, float_to_bytes, to_uint8_batch, to_uint8_images
 from imagemill.models.contract import Tiling
+from imagemill.models.memory import describe_need, pass_bytes, too_large
 from imagemill.models.precision import Precision
 from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
 from imagemill.models.tasks.task import SampleError
@@ -18,8 +19,6 @@ BLENDED_TILE, BLENDED_OVERLAP = 384, 64
 """Sides of tiles that are blended, and of what neighbours share, in pixels. Attention needs 10 kB a pixel and more."""
 ALIGNMENT = 64
 """The largest multiple that networks pad their inputs to."""
-TOO_LARGE = "TooLargeForMemory"
-"""Class of the reject of an image that cannot be processed as a whole."""
 
 
 def process_images(
@@ -43,7 +42,7 @@ def process_images(
     reach = {"exact": side + 2 * overlap, "approximate": side, "never": max(h, w)}[tiling]
     needed = pass_bytes(model, min(h, reach), min(w, reach))
     if tiling != "exact" and needed and precision.memory and needed > precision.memory:
-        raise too_large(h, w, tiling, f"need {needed / 1e9:.1f} GB, and this worker may use {precision.memory / 1e9:.1f} GB")
+        raise too_large(h, w, tiling, describe_need(needed, precision.memory), can_blend=True)
     together = max(1, precision.memory // needed) if needed and precision.memory else len(images)
 
     def process(x_BCHW: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ def process_images(
             # A batch is tried again in halves.
             if tiling == "exact" or len(images) > 1 or not is_out_of_memory(e):
                 raise
-            raise too_large(h, w, tiling, "do not fit into the free memory") from None
+            raise too_large(h, w, tiling, "do not fit into the free memory", can_blend=True) from None
         results.extend(to_uint8_images(y))
     return results
 
@@ -107,27 +106,9 @@ def plan_tiles(model: ImageNetwork, h: int, w: int, tiling: Tiling, memory: int 
     return side, overlap
 
 
-def pass_bytes(model: ImageNetwork, h: int, w: int) -> int | None:
-    """Return the memory of one pass over an image of h×w pixels, or None if the card does not say it."""
-    if model.bytes_per_pixel is None:
-        return None
-    return model.bytes_per_pixel * model.padded_side(h) * model.padded_side(w)
-
-
 def round_up(length: int, multiple: int) -> int:
     """Return the next multiple of a number."""
     return -(-length // multiple) * multiple
-
-
-def too_large(h: int, w: int, tiling: Tiling, problem: str) -> SampleError:
-    """Return the error of an image that does not fit into memory; it says what helps."""
-    if tiling == "approximate":
-        return SampleError(TOO_LARGE, f"tiles of this network {problem}. Run fewer workers (--workers)")
-    return SampleError(
-        TOO_LARGE,
-        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:N), cut them into tiles "
-        "(--tile approximate), or run fewer workers (--workers)",
-    )
 
 
 def check_result(y_BCHW: Tensor, x_BCHW: Tensor, scale: int) -> None:

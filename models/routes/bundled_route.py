@@ -1,8 +1,8 @@
-"""Networks of imagemill: the classes of `models.architectures`."""
+"""Networks of imagemill: the classes of `models.architectures`, and those that installed packages register."""
 
 from torch import Tensor
 
-from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
@@ -16,10 +16,10 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
         TypeError: when the parameters do not fit.
         RuntimeError: when the weights do not fit.
     """
-    if card.architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"checkpoint {card.name}: unknown architecture {card.architecture!r}. Valid: {', '.join(ARCHITECTURES)}"
-        )
-    model = ARCHITECTURES[card.architecture](**card.parameters)
+    try:
+        architecture = find_architecture(card.architecture)
+    except CheckpointError as e:
+        raise CheckpointError(f"checkpoint {card.name}: {e}") from None
+    model = architecture(**card.parameters)
     model.load_state_dict(tensors)
     return model

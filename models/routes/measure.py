@@ -68,7 +68,7 @@ def measure_image_network(module: nn.Module, call: Call, contract: Contract) -> 
     return add_costs(run, contract.model_copy(update=sizes), multiple, min_side)
 
 
-def add_costs(run: Run, contract: Contract, multiple: int, min_side: int) -> Contract:
+def add_costs(run: Run, contract: Contract, multiple: int, min_side: int, pads: bool = False) -> Contract:
     """Return the contract of a network from images to images with its tiling, its memory and its number formats.
 
     Args:
@@ -76,12 +76,17 @@ def add_costs(run: Run, contract: Contract, multiple: int, min_side: int) -> Con
         contract: with channels and scale.
         multiple: the sides of an input that is not padded are multiples of it, in pixels.
         min_side: smallest side of an input that is not padded, in pixels.
+        pads: whether the call pads other inputs.
     """
     with torch.inference_mode():
-        tiling, halo, _ = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale))
+        tiling, halo, alignment = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale))
     smallest = -(-min_side // multiple) * multiple
     height, width = (-(-max(side, min_side) // multiple) * multiple for side in FORMAT_SIDES)
+    if alignment > multiple and not pads:
+        # The network pads its input itself, and tiles would have to begin at multiples that it does not ask for.
+        tiling, halo, alignment = "never", 0, multiple
     measured = {
+        "size_multiple": alignment,
         "tiling": tiling,
         "halo": halo,
         "bytes_per_pixel": measure_memory(run, contract.channels, smallest),

@@ -1,19 +1,15 @@
 """Networks that users define: a class of an importable Python module."""
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import os
-import sys
-from importlib.abc import InspectLoader
 from typing import Any
 
 from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
-from imagemill.models.code_permission import check_permission, permission
+from imagemill.models.code_check import check_user_code, source_digest
+from imagemill.models.code_permission import user_module_path
 from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
@@ -39,13 +35,8 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
         CheckpointError: when there is no permission to import code, the class cannot be imported, its code has changed since
             the import of the checkpoint, or the weights do not fit.
     """
-    check_permission(card.name, card.architecture)
+    check_user_code(card)
     cls = import_class(card.architecture)
-    if source_digest(cls) != card.code_sha256:
-        raise CheckpointError(
-            f"checkpoint {card.name}: the code of {card.architecture} has changed since the checkpoint was imported. "
-            "Run `imagemill models import` again"
-        )
     contract = require_value(card.contract, "the contract")
     module = build_module(cls, card.architecture, card.parameters)
     load_weights(module, tensors, card.architecture)
@@ -71,6 +62,7 @@ def recognise(
     Raises:
         CheckpointError: when the class cannot be used, or the weights do not fit.
     """
+    code_sha256 = source_digest(name)
     cls = import_class(name)
     uses_latents = has_latents(cls) and (task in (None, "compress") or not maps_images(cls))
     if not uses_latents and not maps_images(cls):
@@ -88,9 +80,7 @@ def recognise(
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
         raise CheckpointError(f"architecture {name}: fails for an image: {describe_error(e)}") from None
     package = name.partition(":")[0].partition(".")[0]
-    return Recognised(
-        "python", package, name, tensors, contract, tasks_of(contract), parameters, code_sha256=source_digest(cls)
-    )
+    return Recognised("python", package, name, tensors, contract, tasks_of(contract), parameters, code_sha256=code_sha256)
 
 
 def measure_image_planes(module: nn.Module, contract: Contract) -> Contract:
@@ -118,24 +108,11 @@ def import_class(name: str) -> type[nn.Module]:
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
         raise CheckpointError(f"architecture {name!r}: must be MODULE:CLASS, such as my_package.nets:TinyDenoiser")
-    place = f"in {permission.folder}" if permission.folder else "among the installed packages"
-    path = list(sys.path)
-    if not permission.folder:
-        # Permission for installed code does not cover files that happen to be in the current folder.
-        sys.path[:] = [entry for entry in path if entry not in ("", os.getcwd())]
     try:
-        if importlib.util.find_spec(module_name.partition(".")[0]) is None:
-            raise CheckpointError(
-                f"architecture {name}: there is no module {module_name.partition('.')[0]!r} {place}. Pass --code FOLDER "
-                "with the folder that holds the module"
-            )
-        module = importlib.import_module(module_name)
-    except CheckpointError:
-        raise
+        with user_module_path():
+            module = importlib.import_module(module_name)
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
         raise CheckpointError(f"architecture {name}: cannot be imported: {describe_error(e)}") from None
-    finally:
-        sys.path[:] = path
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         classes = [
@@ -164,40 +141,6 @@ def build_module(cls: type[nn.Module], name: str, parameters: dict[str, Any]) ->
         return cls(**parameters).eval()
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
         raise CheckpointError(f"architecture {name}: cannot be created with {parameters}: {describe_error(e)}") from None
-
-
-def source_digest(cls: type[nn.Module]) -> str:
-    """Return the SHA-256 of the code that defines a class: of its file, or of all modules of its package.
-
-    A module at the top level counts alone: the digest does not cover other modules that it imports.
-    """
-    package = cls.__module__.partition(".")[0]
-    folders = list(getattr(sys.modules.get(package), "__path__", []))
-    if not folders:
-        return hashlib.sha256(read_source(cls.__module__).encode()).hexdigest()
-    digest = hashlib.sha256()
-    for folder in sorted(folders):
-        for path, subfolders, names in os.walk(folder):
-            subfolders.sort()
-            for name in sorted(name for name in names if name.endswith(".py")):
-                digest.update(os.path.relpath(os.path.join(path, name), folder).encode() + b"\0")
-                with open(os.path.join(path, name), "rb") as file:
-                    digest.update(hashlib.sha256(file.read()).digest())
-    return digest.hexdigest()
-
-
-def read_source(module_name: str) -> str:
-    """Return the source text of a module.
-
-    Raises:
-        CheckpointError: when the module has no source text.
-    """
-    spec = importlib.util.find_spec(module_name)
-    loader = spec.loader if spec else None
-    source = loader.get_source(module_name) if isinstance(loader, InspectLoader) else None
-    if source is None:
-        raise CheckpointError(f"module {module_name}: has no source text, so a change could not be noticed")
-    return source
 
 
 def has_latents(cls: type[nn.Module]) -> bool:

@@ -63,7 +63,7 @@ def recognise(tensors: dict[str, Tensor]) -> Recognised:
     needs = descriptor.size_requirements
     run = image_run(descriptor.model.eval(), caller(descriptor), contract)
     try:
-        contract = add_costs(run, contract, needs.multiple_of, max(1, needs.minimum))
+        contract = add_costs(run, contract, needs.multiple_of, max(1, needs.minimum), pads=True)
     except Exception as e:  # noqa: BLE001 - a network with the weights of another one raises anything
         raise CheckpointError(
             f"spandrel takes the weights for {name}, which fails with them: {describe_error(e)}. {OTHER_ARCHITECTURE}"

@@ -50,3 +50,5 @@ class Compress(Task):
     columns = {"step": float, "psnr_db": float, "bits_per_pixel": float}
     worst = ("lowest", "psnr_db")
     stores_latent = True
+    # Latents of one collection must not depend on the hardware.
+    dtype = "float32"

@@ -92,6 +92,7 @@ class Task:
         style_param: name of the parameter that lists style images as files or URLs.
         min_style_side: smallest side of a style image, in pixels.
         report_crops: whether reports show crops in full resolution, because the effect is invisible in a reduced image.
+        dtype: the number format that networks run in by default; None for the fastest one.
         needs_lossless: whether some source pixels stay bit-identical, so that PNG replaces lossy output formats.
     """
 
@@ -105,6 +106,7 @@ class Task:
     style_param: ClassVar[str | None] = None
     min_style_side: ClassVar[int] = 1
     report_crops: ClassVar[bool] = False
+    dtype: ClassVar[str | None] = None
     needs_lossless: ClassVar[bool] = False
 
     def needs_mask(self, params: Any) -> bool:

@@ -12,7 +12,7 @@ from imagemill.models.tasks.task import Params
 class TiledParams(Params):
     """Parameters of a task that may cut large images into tiles."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("tile",)
+    ADDED: ClassVar[frozenset[str]] = frozenset({"tile"})
 
     tile: Literal["auto", "approximate"] = Field(
         "auto",

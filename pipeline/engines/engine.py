@@ -91,6 +91,7 @@ class Work:
             gpus=pool.num_gpus,
             torch_threads=pool.torch_threads,
             dtype=config.pool.dtype,
+            code=resolved.code,
             workers=pool.workers,
             accept_damaged=config.accept_damaged,
             image_timeout_s=config.image_timeout_s,

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from imagemill.models.code_permission import permit_code
 from imagemill.pipeline.without_pandas import leave_out_pandas
 
 PRELOADED = ("imagemill.pipeline.worker", "imagemill.pipeline.block_processor", "imagemill.pipeline.sink")
@@ -124,12 +125,14 @@ def run_child(descriptor: int, status: int, inherited: list[Any]) -> NoReturn:
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
         connection = Connection(descriptor)
-        environment, folder, sys.path[:] = connection.recv()
+        environment, folder, sys.path[:], permission = connection.recv()
         os.environ.clear()
         os.environ.update(environment)
         if folder:
             with suppress(OSError):
                 os.chdir(folder)
+        if permission.is_given:
+            permit_code(permission.folder)
         function, arguments = connection.recv()
         function(connection, *arguments)
         code = 0

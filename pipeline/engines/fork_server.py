@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from imagemill.models.code_permission import permission
 from imagemill.pipeline.engines.fork_loop import NUMBER
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.worker_environment import WORKER_ENV
@@ -107,8 +108,8 @@ class ForkServer:
                 raise ConnectionError("the server has ended")
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), their_status.fileno()])
         connection = Connection(ours.detach())
-        # The server may have been started long ago, so the process gets the present environment, folder and module path.
-        connection.send((dict(os.environ), current_folder(), module_path()))
+        # The server may have been started long ago, so the process gets the present state of this process.
+        connection.send((dict(os.environ), current_folder(), module_path(), permission))
         connection.send((function, arguments))
         answer = status.recv(NUMBER.size, socket.MSG_WAITALL)
         if len(answer) < NUMBER.size:

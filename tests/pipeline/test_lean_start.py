@@ -73,6 +73,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_of_a_run_starts_few_processes_and_leaves_none(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """The worker that Ray starts in advance has imported torch, and gets the work.

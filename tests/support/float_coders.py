@@ -108,7 +108,10 @@ def compress_here(tmp_path: Path, **settings: Any) -> Store:
         plan = build_plan(resolved)
         job = job_here(resolved, lease.fencing_token)
         params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
-        job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
+        config = resolved.config
+        job = replace(
+            job, params=params, reconstruct=config.reconstruct, quality=1.0, lineage=lineage, dtype=config.pool.dtype
+        )
         Worker(job, LocalChannel()).process_block(plan.todo)
         summary = account(resolved.output, plan, ["psnr_db"])
     assert (summary.ok, summary.rejected) == (len(plan.todo), 0)

@@ -137,8 +137,8 @@ def cannot_report(connection: Connection, job: WorkerJob) -> None:
 
 
 def kill_server_at_start(connection: Connection, job: WorkerJob) -> None:
-    """Die with the fork server and the other workers, three times in all."""
-    if any(is_first(f"fault-{number}") for number in range(3)):
+    """Die with the fork server and the other workers, twice in all."""
+    if any(is_first(f"fault-{number}") for number in range(2)):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
     run_worker(connection, job)

@@ -1,0 +1,54 @@
+"""The memory that one pass of an imported network needs, by its card, and the reject of images that need too much."""
+
+from typing import Protocol
+
+from imagemill.models.contract import Tiling
+from imagemill.models.tasks.task import SampleError
+
+TOO_LARGE = "TooLargeForMemory"
+"""Class of the reject of an image that cannot be processed as a whole."""
+
+
+class Sized(Protocol):
+    """A network whose card says how much memory it needs.
+
+    Attributes:
+        bytes_per_pixel: memory that one pass needs for each pixel of an input; None if it was not measured.
+    """
+
+    bytes_per_pixel: int | None
+
+    def padded_side(self, side: int) -> int:
+        """Return the side that the network gets for a side of an image, in pixels."""
+
+
+def pass_bytes(model: Sized, h: int, w: int) -> int | None:
+    """Return the memory of one pass over an image of h×w pixels, or None if the card does not say it."""
+    if model.bytes_per_pixel is None:
+        return None
+    return model.bytes_per_pixel * model.padded_side(h) * model.padded_side(w)
+
+
+def describe_need(needed: int, memory: int) -> str:
+    """Say how much memory a pass needs, and how much it may take."""
+    return f"need {needed / 1e9:.1f} GB, and this worker may use {memory / 1e9:.1f} GB"
+
+
+def too_large(h: int, w: int, tiling: Tiling, problem: str, can_blend: bool) -> SampleError:
+    """Return the error of an image that does not fit into memory; it says what helps.
+
+    Args:
+        h: height of the image.
+        w: width of the image.
+        tiling: how the image is cut into tiles.
+        problem: what is wrong with tiles or images of this size.
+        can_blend: whether the task has tiles that are blended.
+    """
+    if tiling == "approximate":
+        return SampleError(TOO_LARGE, f"tiles of this network {problem}. Run fewer workers (--workers)")
+    blending = "cut them into tiles (--tile approximate), " if can_blend else ""
+    return SampleError(
+        TOO_LARGE,
+        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:N), {blending}or run "
+        "fewer workers (--workers)",
+    )
