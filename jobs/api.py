@@ -86,7 +86,7 @@ def run(
     >>> result.ok, result.rejected, result.report
 
     Args:
-        task: compress, denoise, inpaint, colorize, upscale or stylize.
+        task: compress, denoise, inpaint, colorize, upscale, restore or stylize.
         input: folder, shard, manifest or s3://bucket/prefix.
         output: folder or s3://bucket/prefix; created if missing.
         config: a YAML of the run, which `settings` override.

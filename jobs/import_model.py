@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from imagemill.jobs.console import print_facts, print_text
@@ -20,6 +19,7 @@ from imagemill.models.routes import diffusers_route, python_route, spandrel_rout
 from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
+from imagemill.models.routes.weights import METADATA, pack_weights
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.card_checks import describe_network
 from imagemill.pipeline.errors import ConfigError
@@ -31,8 +31,6 @@ from imagemill.pipeline.user_code import INSTALLED, permitted, read_user_code
 DEFAULT_RANGE = (0.0, 1.0)
 MAX_HEADER = 100_000_000
 """Maximum bytes of the header of a safetensors file."""
-METADATA = "imagemill"
-"""Key in the header of weights.safetensors: what the digest of a checkpoint covers in addition to the weights."""
 
 
 @dataclass(frozen=True)
@@ -168,21 +166,10 @@ def recognise(request: ImportRequest, source: Source) -> Recognised:
 
 
 def build_checkpoint(request: ImportRequest, found: Recognised, source: Source) -> tuple[Card, bytes]:
-    """Return the card and the content of weights.safetensors.
-
-    The header of the weights holds the architecture and the contract, so that the digest of a checkpoint, by which rows are
-    known, covers all that changes pixels. Figures that depend on the machine of the import are left out.
-    """
-    contract = found.contract.model_dump(mode="json", exclude={"dtypes", "bytes_per_pixel"})
-    network = {
-        "route": found.route,
-        "architecture": found.architecture,
-        "parameters": found.parameters,
-        "contract": contract,
-        "code_sha256": found.code_sha256,
-    }
-    metadata = {METADATA: json.dumps(network, sort_keys=True)}
-    weights = safetensors.torch.save(without_shared_memory(found.tensors), metadata)
+    """Return the card and the content of weights.safetensors."""
+    weights = pack_weights(
+        found.tensors, found.route, found.architecture, found.parameters, found.contract, found.code_sha256
+    )
     card = Card(
         name=request.name or request.dest.rstrip("/").rpartition("/")[2],
         task=request.task or found.tasks[0],
@@ -195,17 +182,6 @@ def build_checkpoint(request: ImportRequest, found: Recognised, source: Source) 
         sha256=hashlib.sha256(weights).hexdigest(),
     )
     return card, weights
-
-
-def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share their memory with an earlier one, which the safetensors format does not allow."""
-    result: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        address = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.contiguous().clone() if address in storages else tensor.contiguous()
-        storages.add(address)
-    return result
 
 
 def dtypes_of(tensors: dict[str, Tensor]) -> list[str]:

@@ -79,7 +79,7 @@ def list_architectures() -> list[Row]:
             "description": describe(architecture),
             "parameters": count_parameters(model) if model else None,
             "stride": model.stride if model else None,
-            "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)],
+            "trains": [task for task, each in OBJECTIVES.items() if issubclass(architecture, each.trainable_types)],
         })  # fmt: skip
     return rows
 

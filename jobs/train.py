@@ -28,11 +28,13 @@ from imagemill.jobs.training.crops import build_crop_dataset, read_centre_crops
 from imagemill.jobs.training.curves import CURVES, PREVIEWS, draw_curves, make_previews
 from imagemill.jobs.training.images import Images, open_inputs, prepare_images, read_images
 from imagemill.jobs.training.metrics import METRICS
+from imagemill.jobs.training.network import NetworkPlan, contract_of, read_code, save_checkpoint
 from imagemill.jobs.training.progress import run_with_progress
 from imagemill.jobs.training.states import (
     EpochFigures,
     average_weights,
     best_epoch,
+    check_code_digest,
     read_newest_history,
     read_state,
     store_init_digest,
@@ -42,6 +44,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.card import Card
+from imagemill.models.code_check import source_digest
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
@@ -53,6 +56,7 @@ from imagemill.pipeline.pool import WITHOUT_CUDA, Nodes
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
+from imagemill.pipeline.user_code import UserCode, permitted
 
 log = logging.getLogger("imagemill.train")
 FINISHING_IMAGES = 1500
@@ -77,6 +81,8 @@ def show_training(values: dict[str, Any], origin: str, overwrite: bool = False) 
     print(f"{run.uri(METRICS)}, {run.uri(CURVES)}")
     if card.training["left_out"]:
         print(read_images(run).left_out())
+    if config.code:
+        print(f"next: imagemill {card.task} PHOTOS OUTPUT --checkpoint {output.uri(card.name)} --code {config.code}")
 
 
 def open_output(config: TrainConfig) -> Store:
@@ -108,6 +114,13 @@ def train(config: TrainConfig, overwrite: bool = False) -> Card:
         TooManyRejects: when more images than `max_broken_fraction` cannot be read.
         RunFailed: when the training diverges (the best epoch so far is written), or workers fail repeatedly.
     """
+    code = read_code(config)
+    with permitted(code):
+        return train_network(config, code, overwrite)
+
+
+def train_network(config: TrainConfig, code: UserCode | None, overwrite: bool) -> Card:
+    """Do the work of `train`, while the import of `code` is permitted."""
     model = build_trainable_model(config)
     inputs = open_inputs(config)
     check_output_outside_inputs(inputs, open_output(config))
@@ -118,6 +131,8 @@ def train(config: TrainConfig, overwrite: bool = False) -> Card:
     with Lease(run) as lease:
         if init:
             store_init_digest(init, run)
+        if code:
+            check_code_digest(source_digest(config.architecture), run)
         done, diverged = len(read_newest_history(run)), None
         if done == config.epochs:
             log.info("all %s are already trained; change the config to train again", number(done, "epoch"))
@@ -129,7 +144,9 @@ def train(config: TrainConfig, overwrite: bool = False) -> Card:
                 ray.data.DataContext.get_current().enable_progress_bars = False
                 logging.getLogger("ray.data").setLevel(logging.ERROR)
                 try:
-                    diverged = run_training(config, inputs, prepare_images(config, inputs, run), lease, weights, done)
+                    images = prepare_images(config, inputs, run)
+                    network = NetworkPlan(code, contract_of(model), weights)
+                    diverged = run_training(config, inputs, images, lease, network, done)
                 except (TrainingFailedError, RayError) as e:
                     raise training_error(config, e) from None
         history = read_newest_history(run)
@@ -144,7 +161,7 @@ def train(config: TrainConfig, overwrite: bool = False) -> Card:
 
 
 def run_training(
-    config: TrainConfig, inputs: list[Input], images: Images, lease: Lease, weights: dict[str, Tensor] | None, done: int
+    config: TrainConfig, inputs: list[Input], images: Images, lease: Lease, network: NetworkPlan, done: int
 ) -> Diverged | None:
     """Train the remaining epochs on the connected Ray.
 
@@ -153,7 +170,7 @@ def run_training(
         inputs: its opened inputs.
         images: its images.
         lease: the lease on the folder of states.
-        weights: the weights to start from, or None.
+        network: how workers build the network.
         done: number of completed epochs.
 
     Returns:
@@ -185,7 +202,7 @@ def run_training(
         inputs=inputs,
         validation=validation,
         left_out=len(left_out),
-        init=weights,
+        network=network,
         steps_per_epoch=steps,
         threads=max(1, int(share)),
         shuffle=min(2048, max(config.batch_size, usable // workers // 2)),
@@ -331,7 +348,7 @@ def export_checkpoint(
         "data": ", ".join(f"{number(counts[n], 'image')} of {s.url.rpartition('/')[2]}" for n, s in enumerate(inputs)),
         "metrics": [metrics],
     }
-    return checkpoints.save(url, model, card, config.storage.options_for(url))
+    return save_checkpoint(url, config, model, card)
 
 
 def read_intact_card(url: str, config: TrainConfig) -> Card | None:

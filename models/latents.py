@@ -63,7 +63,7 @@ def encode_values(
     # On a CPU, batches are slower than single images, and the last bits of a latent would depend on its neighbours.
     together = 1 if precision.device == "cpu" else max(1, memory // needed) if needed and memory else len(images)
     if needed and memory and needed > memory and not is_tiled:
-        raise too_large(h, w, "never", describe_need(needed, memory), can_blend=False)
+        raise too_large(h, w, "never", describe_need(needed, memory), memory / needed, can_blend=False)
 
     def encode(x_BCHW: Tensor) -> Tensor:
         # Noise is drawn for the whole latent, so that it does not depend on tiles.

@@ -19,6 +19,12 @@ def psnr_loss(x_hat: Tensor, x: Tensor) -> Tensor:
     return 10 * (mse + 1e-8).log10().mean()
 
 
+def image_loss(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Return `psnr_loss` as the figures of `Objective.loss`."""
+    loss = psnr_loss(x_hat, x)
+    return {"loss": loss, "psnr_db": -loss.detach()}
+
+
 def laplace_bits(symbols_BCHW: Tensor) -> Tensor:
     """Estimate the bits (B,) of integer symbols with one fitted Laplace distribution for each image and channel.
 

@@ -31,10 +31,10 @@ def pass_bytes(model: Sized, h: int, w: int) -> int | None:
 
 def describe_need(needed: int, memory: int) -> str:
     """Say how much memory a pass needs, and how much it may take."""
-    return f"need {needed / 1e9:.1f} GB, and this worker may use {memory / 1e9:.1f} GB"
+    return f"need {needed / 1e9:.3g} GB, but a worker may use {memory / 1e9:.3g} GB"
 
 
-def too_large(h: int, w: int, tiling: Tiling, problem: str, can_blend: bool) -> SampleError:
+def too_large(h: int, w: int, tiling: Tiling, problem: str, share: float, can_blend: bool) -> SampleError:
     """Return the error of an image that does not fit into memory; it says what helps.
 
     Args:
@@ -42,13 +42,15 @@ def too_large(h: int, w: int, tiling: Tiling, problem: str, can_blend: bool) -> 
         w: width of the image.
         tiling: how the image is cut into tiles.
         problem: what is wrong with tiles or images of this size.
+        share: share of the pixels of the image that fit.
         can_blend: whether the task has tiles that are blended.
     """
     if tiling == "approximate":
         return SampleError(TOO_LARGE, f"tiles of this network {problem}. Run fewer workers (--workers)")
+    side = int(max(h, w) * share**0.5)
     blending = "cut them into tiles (--tile approximate), " if can_blend else ""
     return SampleError(
         TOO_LARGE,
-        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:N), {blending}or run "
-        "fewer workers (--workers)",
+        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:{side}), {blending}or "
+        "run fewer workers (--workers)",
     )

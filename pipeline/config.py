@@ -81,7 +81,7 @@ class RunConfig(Strict):
 
     OLD_KEYS: ClassVar[dict[str, str]] = {"retry": "retry_failed"}
 
-    task: str = Field(description="Run this task: compress, denoise, inpaint, colorize, upscale or stylize.")
+    task: str = Field(description="Run this task: compress, denoise, inpaint, colorize, upscale, restore or stylize.")
     input: str | None = Field(
         None,
         description="Read images from this folder or s3://bucket/prefix, shard or manifest. Required, here or as a flag.",

@@ -27,6 +27,14 @@ def train(
         typer.Option("--input", help="Train on the clean images in this folder or bucket. Repeatable.", metavar="INPUT"),
     ] = None,
     output: Output = None,
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            help="Allow the Python code of your own architecture: a folder that holds it, or installed.",
+            metavar="FOLDER|installed",
+        ),
+    ] = None,
     address: Address = None,
     overwrite: Overwrite = False,
     set_: Set = None,
@@ -34,7 +42,7 @@ def train(
     """Train a checkpoint. The same command resumes an interrupted training."""
     from imagemill.jobs.train import show_training
 
-    flags = {"input": input or None, "output": output, "address": address}
+    flags = {"input": input or None, "output": output, "code": code, "address": address}
     show_training(merge_config(config, flags, set_), config, overwrite)
 
 

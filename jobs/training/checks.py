@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.network import build_network, is_user_class, measure_contract
 from imagemill.jobs.training.states import STATES_FOLDER, stored_init_digest
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
@@ -11,6 +12,7 @@ from imagemill.models.architectures.lookup import architecture_names, find_archi
 from imagemill.models.autoencoder import Network
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
+from imagemill.models.objectives.objective import Objective
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
@@ -18,36 +20,58 @@ from imagemill.pipeline.store_failures import reason
 
 
 def build_trainable_model(config: TrainConfig) -> Network:
-    """Build the model of a config and try one step on a black crop.
+    """Build the model of a config and try one step on a gray crop. The import of a class of the user must be permitted.
 
     Raises:
         ConfigError: when the config is invalid or the model cannot be trained.
-        CheckpointError: when the package that registers the architecture cannot be used.
+        CheckpointError: when a class of the user or of a package cannot be imported or measured.
     """
-    for key, names in (("task", list(OBJECTIVES)), ("architecture", architecture_names())):
-        if getattr(config, key) not in names:
-            raise ConfigError(f"{key} = {getattr(config, key)!r}: unknown; valid: {', '.join(names)}")
+    if config.task not in OBJECTIVES:
+        raise ConfigError(f"task = {config.task!r}: unknown; valid: {', '.join(OBJECTIVES)}")
+    is_own = is_user_class(config)
+    if not is_own and config.architecture not in architecture_names():
+        valid = f"{', '.join(architecture_names())}, or MODULE:CLASS for your own"
+        raise ConfigError(f"architecture = {config.architecture!r}: unknown; valid: {valid}")
     if not config.input or not config.output:
         raise ConfigError("input, output: train needs both. Give one or more folders of images with --input, and --output")
-    objective, architecture = OBJECTIVES[config.task], find_architecture(config.architecture)
-    if not issubclass(architecture, objective.trainable_type):
-        able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.trainable_type))
+    objective = OBJECTIVES[config.task]
+    if not is_own and not issubclass(find_architecture(config.architecture), objective.trainable_types):
+        able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.trainable_types))
         raise ConfigError(
             f"architecture = {config.architecture!r}: cannot be trained for the task {config.task}; valid: {able}"
         )
     description = f"architecture {config.architecture} with parameters {config.parameters}"
     try:
-        model = architecture(**config.parameters)
+        model = build_network(config, measure_contract(config))
     except (TypeError, ValueError, LookupError, RuntimeError) as e:
         raise ConfigError(f"{description}: {reason(e)}") from None
     if config.crop % model.output_stride:
         raise ConfigError(f"crop = {config.crop}: must be a multiple of {model.output_stride} for {description}")
     try:
-        objective.freeze(model)
-        objective.loss(model, torch.zeros(1, 3, config.crop, config.crop), torch.Generator().manual_seed(0))
+        try_step(objective, model, config)
     except (TypeError, ValueError, RuntimeError) as e:
         raise ConfigError(f"task = {config.task!r}: {description} cannot be trained: {reason(e)}") from None
     return model
+
+
+def try_step(objective: Objective, model: Network, config: TrainConfig) -> None:
+    """Compute one loss, and the gradient of a class of the user.
+
+    Raises:
+        ConfigError: when a parameter gets no gradient, for which workers would wait forever.
+    """
+    objective.freeze(model)
+    x = torch.full((1, 3, config.crop, config.crop), 0.5)
+    loss = objective.loss(model, x, torch.Generator().manual_seed(0))["loss"]
+    if is_user_class(config):
+        loss.backward()
+        unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            raise ConfigError(
+                f"architecture = {config.architecture!r}: the loss of {config.task} does not depend on the parameters "
+                f"{', '.join(unused)}. Remove them, or set requires_grad to False"
+            )
+        model.zero_grad()
 
 
 def read_init_digest(config: TrainConfig, run: Store) -> str | None:

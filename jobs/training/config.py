@@ -17,8 +17,14 @@ class TrainConfig(Strict):
 
     name: str = Field(description="Name the checkpoint.", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     task: str = Field(description="Train a network for this task.")
-    architecture: str = Field(description="Train this architecture (imagemill models lists them).")
+    architecture: str = Field(
+        description="Train this architecture (imagemill models lists them), or your own class, as MODULE:CLASS."
+    )
     parameters: dict[str, Any] = Field(default_factory=dict, description="Set arguments of the architecture.")
+    code: str | None = Field(
+        None,
+        description="Allow the Python code of your own architecture: a folder that holds it, or installed.",
+    )
     input: list[str] = Field(
         default_factory=list, description="Train on these folders, buckets, shards or manifests of clean images."
     )
@@ -68,5 +74,7 @@ class TrainConfig(Strict):
         A changed config therefore never resumes the states of another one.
         """
         # Only keys without their default count, so that new keys do not change the digests of existing configs.
-        content = self.model_dump(exclude={"output", "storage", "address", "max_broken_fraction"}, exclude_defaults=True)
+        content = self.model_dump(
+            exclude={"output", "storage", "address", "max_broken_fraction", "code"}, exclude_defaults=True
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from imagemill.models.autoencoder import Network
-from imagemill.pipeline.errors import StorageError
+from imagemill.models.routes.weights import without_shared_memory
+from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
 STATES_FOLDER = "states"
-INIT_FILE = "init.sha256"
-"""File with the digest of the weights that the training started from."""
+INIT_FILE, CODE_FILE = "init.sha256", "code.sha256"
+"""Files with the digests of the weights that the training started from, and of the code of a class of the user."""
 KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
@@ -67,11 +68,11 @@ class State:
 
     def to_bytes(self) -> bytes:
         """Serialise the state as safetensors, because loading pickles would run code."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-        return safetensors.torch.save({k: v.cpu().contiguous() for k, v in tensors.items()})
+        return safetensors.torch.save(without_shared_memory({k: v.cpu() for k, v in tensors.items()}))
 
     def load(self, data: bytes, history: list[EpochFigures]) -> None:
         """Restore the tensors of `to_bytes` and the history."""
@@ -100,6 +101,10 @@ def moving_average(decay: float, updates: Callable[[], int]) -> Callable[[Any, A
 
     @torch.no_grad()
     def average(means: Any, values: Any, _: Any) -> None:
+        if not means[0].is_floating_point():
+            # Counters, such as the number of batches of a normalisation.
+            torch._foreach_copy_(means, values)
+            return
         current_decay = min(decay, (1 + updates()) / (10 + updates()))
         torch._foreach_lerp_(means, values, 1 - current_decay)
 
@@ -153,6 +158,21 @@ def store_init_digest(init: str, run: Store) -> None:
             run.delete(entry.path)
     # Written last, so that a process that is killed before deletes the remaining states at its next start.
     run.write(INIT_FILE, init.encode(), durable=True)
+
+
+def check_code_digest(digest: str, run: Store) -> None:
+    """Store the digest of the code of a training at its first start, and compare it later.
+
+    Raises:
+        ConfigError: when the code has changed since, so that the states are of another network.
+    """
+    if not run.exists(CODE_FILE):
+        run.write(CODE_FILE, digest.encode(), durable=True)
+    elif run.read(CODE_FILE).decode() != digest:
+        raise ConfigError(
+            f"{run.url}: the code of the architecture has changed since this training began. Choose another name, or delete "
+            "this folder"
+        )
 
 
 def read_newest_history(run: Store) -> list[EpochFigures]:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.crops import read_centre_crops
 from imagemill.jobs.training.metrics import write_metrics
+from imagemill.jobs.training.network import NetworkPlan, build_network
 from imagemill.jobs.training.states import EpochFigures, State, read_newest_history, read_state, save_state
 from imagemill.jobs.training.step import Step, TaskLoss
-from imagemill.models.architectures.lookup import find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
@@ -30,6 +30,7 @@ from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.user_code import permitted
 
 GPU_STEPS = 20
 """Steps after which figures are copied from a GPU; each copy makes the GPU wait for the host."""
@@ -45,7 +46,7 @@ class WorkerTask:
         fencing_token: of the lease on the folder.
         validation: rows of the validation images.
         left_out: number of images that are not used.
-        init: the weights to start from, or None for random weights and for a resumed training.
+        network: how to build the network.
         steps_per_epoch: steps of each worker in an epoch.
         threads: torch threads of a worker on CPUs.
         shuffle: crops in the buffer that a worker draws its batches from.
@@ -58,7 +59,7 @@ class WorkerTask:
     inputs: list[Input]
     validation: pa.Table
     left_out: int
-    init: dict[str, Tensor] | None
+    network: NetworkPlan
     steps_per_epoch: int
     threads: int
     shuffle: int
@@ -110,9 +111,9 @@ class TrainWorker:
         # The dtype of rank 0 for all workers: gradients in float16 are scaled, and gradients of all workers are added.
         dtype = ray.train.collective.broadcast_from_rank_zero(fastest_dtype(self.device.type))
         torch.manual_seed(self.config.seed)
-        model = find_architecture(self.config.architecture)(**self.config.parameters).to(self.device)
-        if course.init is not None:
-            model.load_state_dict(course.init)
+        model = build_network(self.config, course.network.contract).to(self.device)
+        if course.network.weights is not None:
+            model.load_state_dict(course.network.weights)
         OBJECTIVES[self.config.task].freeze(model)
         model = model.to(memory_format=torch.channels_last)
         loss_of: nn.Module = TaskLoss(self.config.task, model)
@@ -246,7 +247,12 @@ def fetch_scalars(figures: list[dict[str, Tensor]]) -> list[dict[str, float]]:
 
 def train_worker(arguments: dict[str, WorkerTask]) -> Diverged | None:
     """Train the remaining epochs. After each, rank 0 validates the average and writes the state; the others wait."""
-    learner = TrainWorker(arguments["course"])
+    with permitted(arguments["course"].network.code):
+        return train_epochs(TrainWorker(arguments["course"]))
+
+
+def train_epochs(learner: TrainWorker) -> Diverged | None:
+    """Do the work of `train_worker`."""
     state = learner.state
     for _ in range(state.epoch, learner.config.epochs):
         began = time.monotonic()

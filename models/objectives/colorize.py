@@ -28,7 +28,7 @@ ERROR_FLOOR = 1e-4
 class Colorize(Objective, TaskObjective):
     """Train and apply networks that predict chroma from luma."""
 
-    trainable_type = ChromaUNet
+    trainable_types = (ChromaUNet,)
     network_types = (ChromaUNet,)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -23,16 +23,21 @@ from imagemill.models.tasks.task import Output, Sample, SampleError
 from imagemill.models.type_checks import require_type
 
 VALIDATION_STEP = 32.0
+KL_WEIGHT = 1e-6
+"""Weight of the divergence of an image's distributions, when the weight of the squared error of its values is 1."""
 
 
 class Compress(Objective, TaskObjective):
     """Train and apply networks whose latents are quantised to integers."""
 
-    trainable_type = LatentCoder
+    trainable_types = (LatentCoder,)
+    module_methods = ("encode", "decode")
     network_types = (LatentCoder, FloatCoder)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute rate and distortion at random steps, or the squared error of a network without a variable rate."""
+        if isinstance(model, FloatCoder):
+            return reconstruction_loss(model, x_BCHW, generator)
         model = require_type(model, LatentCoder)
         if not isinstance(model, Codec):
             x = select_planes(model, x_BCHW)
@@ -47,18 +52,23 @@ class Compress(Objective, TaskObjective):
 
     def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure PSNR and squared error, and the rate of a codec, at VALIDATION_STEP."""
+        if isinstance(model, FloatCoder):
+            x, x_hat = self.preview(model, x_BCHW, generator)
+            return distortion(x_hat, x)
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
         step_B = x.new_full((x.shape[0],), VALIDATION_STEP)
         x_hat, bits_B = encode_decode(model, x, step_B)
-        figures = {"psnr_db": -float(psnr_loss(round_to_8_bits(x_hat), x)), "mse": float((x_hat - x).square().mean())}
+        figures = distortion(x_hat, x)
         if isinstance(model, Codec):
             loss, bpp = rate_distortion(x_hat, x, bits_B, step_B)
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
         return figures
 
     def finish(self, model: Network, images: Iterable[Tensor]) -> None:
-        """Fit the entropy tables to the symbols of images, each at a random step."""
+        """Fit the entropy tables to the symbols of images, each at a random step. Float latents have none."""
+        if isinstance(model, FloatCoder):
+            return
         model = require_type(model, LatentCoder)
         rng = np.random.default_rng(0)
         latents = []
@@ -93,7 +103,10 @@ class Compress(Objective, TaskObjective):
                 )
 
     def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the images as the network takes them, and their reconstruction at VALIDATION_STEP."""
+        """Return the images as the network takes them, and their reconstruction, for symbols at VALIDATION_STEP."""
+        if isinstance(model, FloatCoder):
+            x = select_planes(model, x_BCHW)
+            return x, model(x)
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
         return x, encode_decode(model, x, x.new_full((x.shape[0],), VALIDATION_STEP))[0]
@@ -148,6 +161,29 @@ def round_values(values: np.ndarray, dtype: str) -> np.ndarray:
     if not np.isfinite(rounded).all():
         raise SampleError("NotFinite", f"the latent has values above the range of {dtype}. Set --latent-dtype float32")
     return rounded
+
+
+def reconstruction_loss(model: FloatCoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Compute the squared error of reconstructions, and the distance of distributions to the normal distribution.
+
+    A network that returns distributions decodes samples of them, and its loss contains KL_WEIGHT times their
+    Kullback-Leibler divergence (Rombach et al. 2022, KL-regularised autoencoders).
+    """
+    x = select_planes(model, x_BCHW)
+    mode, deviation = model.distribution(x)
+    loss = x.new_zeros(())
+    if deviation is not None:
+        variance = deviation.float().square()
+        divergence = (mode.float().square() + variance - 1 - variance.clamp(min=1e-12).log()).sum() / 2
+        loss = KL_WEIGHT * divergence / x.numel()
+        mode = mode + deviation * torch.randn(mode.shape, generator=generator)
+    x_hat = model.decode(mode)
+    return {"loss": loss + (x_hat.float() - x).square().mean(), "psnr_db": -psnr_loss(x_hat, x).detach()}
+
+
+def distortion(x_hat: Tensor, x: Tensor) -> dict[str, float]:
+    """Return the PSNR after rounding to 8 bits, and the squared error."""
+    return {"psnr_db": -float(psnr_loss(round_to_8_bits(x_hat), x)), "mse": float((x_hat - x).square().mean())}
 
 
 def encode_decode(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from imagemill.models.architectures.unet import UNet
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
-from imagemill.models.losses import gaussian_noise, psnr_loss
+from imagemill.models.losses import gaussian_noise, image_loss, psnr_loss
 from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
@@ -33,37 +33,34 @@ VALIDATION_SIGMA = 25 / 255
 class Denoise(Objective, TaskObjective):
     """Train and apply networks that remove noise."""
 
-    trainable_type = UNet
+    trainable_types = (UNet,)
+    module_methods = ("forward",)
     network_types = (UNet, ImageNetwork)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Compute the PSNR loss of the image plus the absolute error of the estimated noise level, in 8-bit levels."""
+        """Compute the PSNR loss of the image, and for UNet also the absolute error of the noise level, in 8-bit levels."""
+        x, noisy, sigma_B = add_training_noise(x_BCHW, generator)
+        if isinstance(model, ImageNetwork):
+            return image_loss(denoise_known(model, noisy, sigma_B), x)
         model = require_type(model, UNet)
-        x = augment_colours(x_BCHW, generator)
-        batch = x.shape[0]
-        sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
-        noise = torch.randn(x.shape, generator=generator)
-        # A gray photograph has one plane of noise, which all three channels repeat.
-        gray_B = (torch.rand(batch, generator=generator) < GRAY_SHARE).view(-1, 1, 1, 1)
-        x = torch.where(gray_B, x.mean(1, keepdim=True), x)
-        noise = torch.where(gray_B, noise[:, :1], noise)
-        noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
-        # Files are clipped to [0,1] and rounded to 8 bits after the noise was added.
-        file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
-        noisy = torch.where(file_B, round_to_8_bits(noisy), noisy)
         estimate_B = model.noise_level(noisy)
         # Half of the batch is denoised at the estimated level, so that the network tolerates errors of the estimate.
-        blind_B = torch.rand(batch, generator=generator) < 0.5
+        blind_B = torch.rand(len(x), generator=generator) < 0.5
         level_B = torch.where(blind_B, estimate_B.detach(), sigma_B)
-        image_loss = psnr_loss(model(noisy, level_B), x)
+        loss = psnr_loss(model(noisy, level_B), x)
         level_loss = (estimate_B - sigma_B).abs().mean() * 255
-        return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
+        return {"loss": loss + level_loss, "psnr_db": -loss.detach(), "sigma_error": level_loss.detach()}
 
     def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Measure the PSNR without the true level, at sigma 25 of 255; input and output are rounded to 8 bits."""
-        model = require_type(model, UNet)
+        """Measure the PSNR at sigma 25 of 255; input and output are rounded to 8 bits.
+
+        UNet estimates the level. Another network gets the true level if it takes one.
+        """
         sigma_B = torch.full((x_BCHW.shape[0],), VALIDATION_SIGMA)
         noisy = round_to_8_bits(gaussian_noise(x_BCHW, sigma_B, generator))
+        if isinstance(model, ImageNetwork):
+            return {"psnr_db": -float(psnr_loss(round_to_8_bits(denoise_known(model, noisy, sigma_B)), x_BCHW))}
+        model = require_type(model, UNet)
         estimate_B = model.noise_level(noisy)
         x_hat = round_to_8_bits(model(noisy, estimate_B))
         return {
@@ -72,9 +69,12 @@ class Denoise(Objective, TaskObjective):
         }
 
     def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return images with noise of sigma 25 of 255, and the denoised images at the estimated level."""
+        """Return images with noise of sigma 25 of 255, and the images that `validate` measures."""
+        sigma_B = x_BCHW.new_full((x_BCHW.shape[0],), VALIDATION_SIGMA)
+        noisy = gaussian_noise(x_BCHW, sigma_B, generator)
+        if isinstance(model, ImageNetwork):
+            return noisy, denoise_known(model, noisy, sigma_B)
         model = require_type(model, UNet)
-        noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), VALIDATION_SIGMA), generator)
         return noisy, model(noisy, model.noise_level(noisy))
 
     def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
@@ -109,6 +109,32 @@ class Denoise(Objective, TaskObjective):
             Output(image=y[: i.shape[0], : i.shape[1]], columns={"sigma": s * 255})
             for y, i, s in zip(to_uint8_images(x_hat), images, sigma_B.tolist(), strict=True)
         ]
+
+
+def add_training_noise(x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Change the colours of clean crops, and add noise of random levels.
+
+    Returns:
+        The clean crops (B,3,H,W), the noisy ones, and the noise levels (B,) of values in [0,1].
+    """
+    x = augment_colours(x_BCHW, generator)
+    batch = x.shape[0]
+    sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
+    noise = torch.randn(x.shape, generator=generator)
+    # A gray photograph has one plane of noise, which all three channels repeat.
+    gray_B = (torch.rand(batch, generator=generator) < GRAY_SHARE).view(-1, 1, 1, 1)
+    x = torch.where(gray_B, x.mean(1, keepdim=True), x)
+    noise = torch.where(gray_B, noise[:, :1], noise)
+    noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
+    # Files are clipped to [0,1] and rounded to 8 bits after the noise was added.
+    file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
+    return x, torch.where(file_B, round_to_8_bits(noisy), noisy), sigma_B
+
+
+def denoise_known(model: ImageNetwork, noisy_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """Denoise images whose noise levels (B,) are known, for a network that takes levels."""
+    x_hat: Tensor = model(noisy_BCHW, sigma_B if model.takes_noise_level else None)
+    return x_hat
 
 
 def estimate_noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) -> Tensor:

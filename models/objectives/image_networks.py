@@ -42,7 +42,8 @@ def process_images(
     reach = {"exact": side + 2 * overlap, "approximate": side, "never": max(h, w)}[tiling]
     needed = pass_bytes(model, min(h, reach), min(w, reach))
     if tiling != "exact" and needed and precision.memory and needed > precision.memory:
-        raise too_large(h, w, tiling, describe_need(needed, precision.memory), can_blend=True)
+        share = precision.memory / needed
+        raise too_large(h, w, tiling, describe_need(needed, precision.memory), share, can_blend=True)
     together = max(1, precision.memory // needed) if needed and precision.memory else len(images)
 
     def process(x_BCHW: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def process_images(
             # A batch is tried again in halves.
             if tiling == "exact" or len(images) > 1 or not is_out_of_memory(e):
                 raise
-            raise too_large(h, w, tiling, "do not fit into the free memory", can_blend=True) from None
+            raise too_large(h, w, tiling, "do not fit into the free memory", 0.5, can_blend=True) from None
         results.extend(to_uint8_images(y))
     return results
 

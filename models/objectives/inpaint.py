@@ -28,7 +28,7 @@ VALIDATION_SHARE = 0.5
 class Inpaint(Objective, TaskObjective):
     """Train and apply networks that fill missing pixels."""
 
-    trainable_type = MaskedUNet
+    trainable_types = (MaskedUNet,)
     network_types = (MaskedUNet,)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

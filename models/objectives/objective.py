@@ -18,10 +18,13 @@ class Objective(ABC):
     """A training objective: what is removed from clean images, and the loss. Objectives have no state.
 
     Attributes:
-        trainable_type: the architecture, or the base class of the architectures, that can be trained for it.
+        trainable_types: the base classes of the architectures that can be trained for it.
+        module_methods: the methods that any other class of a user needs to be trained for it. Empty if only subclasses of
+            `trainable_types` can be trained.
     """
 
-    trainable_type: ClassVar[type[Network]]
+    trainable_types: ClassVar[tuple[type[Network], ...]]
+    module_methods: ClassVar[tuple[str, ...]] = ()
 
     def freeze(self, model: Network) -> None:  # noqa: B027 - most objectives train all weights
         """Set `requires_grad` to False for weights that are not trained; by default all weights are trained."""

@@ -24,7 +24,7 @@ RECONSTRUCTION_WEIGHT = 0.1
 class Perceive(Objective):
     """Train a perceptual network without labels."""
 
-    trainable_type = Perceptual
+    trainable_types = (Perceptual,)
 
     def freeze(self, model: Network) -> None:
         """Freeze the skips and the layers behind the code, because the decoder gets only the last layer of the code."""

@@ -33,7 +33,7 @@ DEFAULTS = {key: StylizeParams.model_fields[key].default for key in METHOD_PARAM
 class Stylize(Objective, TaskObjective):
     """Train the decoder of a perceptual network, and transfer styles with it."""
 
-    trainable_type = Perceptual
+    trainable_types = (Perceptual,)
     network_types = (Perceptual,)
 
     def freeze(self, model: Network) -> None:

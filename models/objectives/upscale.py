@@ -9,7 +9,7 @@ from torch import Tensor
 from imagemill.models.architectures.edsr import EDSR
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
-from imagemill.models.losses import psnr_loss
+from imagemill.models.losses import image_loss, psnr_loss
 from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
@@ -24,14 +24,13 @@ from imagemill.models.type_checks import require_type
 class Upscale(Objective, TaskObjective):
     """Train and apply networks that enlarge images."""
 
-    trainable_type = EDSR
+    trainable_types = (EDSR,)
+    module_methods = ("forward",)
     network_types = (EDSR, ImageNetwork)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of crops that are reduced and enlarged again."""
-        model = require_type(model, EDSR)
-        loss = psnr_loss(model(downscale(x_BCHW, model.scale)), x_BCHW)
-        return {"loss": loss, "psnr_db": -loss.detach()}
+        return image_loss(model(downscale(x_BCHW, model.scale)), x_BCHW)
 
     def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the PSNR after rounding to 8 bits, and its gain over bicubic interpolation."""

@@ -37,6 +37,7 @@ class FloatCoder(Autoencoder):
     def __init__(self, module: nn.Module, contract: Contract, encode_module: Encode, decode_module: Decode) -> None:
         super().__init__()
         self.module, self.encode_module, self.decode_module = module, encode_module, decode_module
+        self.contract = contract
         self.latent = require_value(contract.latent, "the contract of latents")
         self.factor, self.channels = self.latent.factor, contract.channels
         self.low, high = contract.input_range

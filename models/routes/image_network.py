@@ -40,7 +40,7 @@ class ImageNetwork(Network):
 
     def __init__(self, module: nn.Module, contract: Contract, call: Call = call_module, pads: bool = False) -> None:
         super().__init__()
-        self.module, self.call, self.pads = module, call, pads
+        self.module, self.call, self.pads, self.contract = module, call, pads, contract
         self.low, high = contract.input_range
         self.span = high - self.low
         self.planes, self.takes_noise_level = contract.channels, contract.noise_level

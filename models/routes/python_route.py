@@ -18,7 +18,6 @@ from imagemill.models.routes.measure import measure_coder, measure_image_network
 from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.weights import load_weights
 from imagemill.models.tasks.card_checks import tasks_of
-from imagemill.models.type_checks import require_value
 
 NOISE_PARAMETERS = ("sigma", "sigmas", "noise", "noise_level", "noise_levels")
 """Names of the second parameter of `forward` that takes the noise levels (B,) of the images."""
@@ -37,8 +36,14 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
     """
     check_user_code(card)
     cls = import_class(card.architecture)
-    contract = require_value(card.contract, "the contract")
     module = build_module(cls, card.architecture, card.parameters)
+    if isinstance(module, Network):
+        # The class says how it is called. Its weights may include entropy tables.
+        module.load_state_dict(tensors)
+        return module
+    if card.contract is None:
+        raise CheckpointError(f"checkpoint {card.name}: card.json has no contract. Run `imagemill models import` again")
+    contract = card.contract
     load_weights(module, tensors, card.architecture)
     return FloatCoder(module, contract, encode_module, decode_module) if contract.latent else ImageNetwork(module, contract)
 

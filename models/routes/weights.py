@@ -1,9 +1,17 @@
-"""Load weights into a network of another library, and say all that does not fit in one line."""
+"""Load weights into a network of another library, and write them. What does not fit is said in one line."""
 
+import json
+from typing import Any
+
+import safetensors.torch
 from torch import Tensor, nn
 
+from imagemill.models.card import Route
+from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError
 
+METADATA = "imagemill"
+"""Key in the header of weights.safetensors: what the digest of a checkpoint covers in addition to the weights."""
 SHOWN = 20
 """Names that a message lists of each problem."""
 
@@ -44,3 +52,46 @@ def join_names(names: list[str]) -> str:
     """Join names; of many, the first ones and the number of the others."""
     rest = f" and {len(names) - SHOWN:,} others" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest
+
+
+def pack_weights(
+    tensors: dict[str, Tensor],
+    route: Route,
+    architecture: str,
+    parameters: dict[str, Any],
+    contract: Contract | None,
+    code_sha256: str | None,
+) -> bytes:
+    """Return the content of weights.safetensors for a network of another library or of a user.
+
+    The header of the weights holds the architecture and the contract, so that the digest of a checkpoint, by which rows are
+    known, covers all that changes pixels. Figures that depend on the machine are left out.
+
+    Args:
+        tensors: the weights, in their own number formats.
+        route: as in `card.Card`, like all other arguments.
+        architecture: the name of the network.
+        parameters: its arguments.
+        contract: how it is called.
+        code_sha256: digest of the code of a user.
+    """
+    network = {
+        "route": route,
+        "architecture": architecture,
+        "parameters": parameters,
+        "contract": contract.model_dump(mode="json", exclude={"dtypes", "bytes_per_pixel"}) if contract else None,
+        "code_sha256": code_sha256,
+    }
+    data: bytes = safetensors.torch.save(without_shared_memory(tensors), {METADATA: json.dumps(network, sort_keys=True)})
+    return data
+
+
+def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share their memory with an earlier one, which the safetensors format does not allow."""
+    result: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.contiguous().clone() if address in storages else tensor.contiguous()
+        storages.add(address)
+    return result

@@ -1,6 +1,7 @@
 """Measure the cost of an export: rows per second, bytes per value, and memory, for several numbers of rows.
 
 Run: python tests/benchmarks/exporting.py [--rows 100000 --rows 1000000] [--values 256] [--rows-per-part 100000]
+     [--format npz]
 
 Makes synthetic parts whose latents have 4 channels, like conv-mnist, and symbols with a spread of 20. Exports each in a new
 process. With --ray, also does the same arithmetic as a Ray Data job.
@@ -71,12 +72,12 @@ def lay_out(output: Store, rows: int, values: int, rows_per_part: int) -> None:
         output.write(f"results/part-{start:09d}.parquet", parquet_bytes(pa.table(arrays, schema=schema), 1))
 
 
-def measured(folder: str) -> None:
+def measured(folder: str, file_format: str) -> None:
     """Export once in this process and print JSON."""
     from imagemill.jobs.export import export
 
     began = time.monotonic()
-    record = export(Store(f"{folder}/out"), Store(f"{folder}/export"))
+    record = export(Store(f"{folder}/out"), Store(f"{folder}/export"), file_format=file_format)
     seen = {"seconds": time.monotonic() - began, "cpu": time.process_time(), "peak_mb": peak_mb()}
     print(json.dumps({"rows": record["rows"], **seen}))
 
@@ -119,11 +120,15 @@ def main(
     values: int = 256,
     rows_per_part: int = 100_000,
     ray: bool = False,
+    format_: Annotated[str, typer.Option("--format")] = "parquet",
     one: Annotated[str, typer.Option(help="used by the script itself: folder,what")] = "",
 ) -> None:
     if one:
         folder, _, what = one.partition(",")
-        (by_ray if what == "ray" else measured)(folder)
+        if what == "ray":
+            by_ray(folder)
+        else:
+            measured(folder, what)
         return
     print(
         f"{'rows':>12}{'seconds':>10}{'CPU s':>10}{'rows/s':>10}{'bytes/value':>13}{'peak MB':>10}{'Ray, seconds':>14}",
@@ -132,8 +137,9 @@ def main(
     for count in rows or [100_000, 1_000_000]:
         with tempfile.TemporaryDirectory() as folder:
             lay_out(Store(f"{folder}/out"), count, values, rows_per_part)
-            seen = alone(folder, "export")
-            parts = sum(path.stat().st_size for path in Path(f"{folder}/export/latents").iterdir())
+            seen = alone(folder, format_)
+            files = [path for path in Path(f"{folder}/export").rglob("*") if path.is_file()]
+            parts = sum(path.stat().st_size for path in files if path.suffix in (".parquet", ".npz", ".safetensors"))
             ray_s = f"{alone(folder, 'ray')['seconds']:14.1f}" if ray else ""
             rate, size = count / seen["seconds"], parts / count / values
             print(

@@ -21,7 +21,7 @@ from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
-from tests.support.tiny_models import REQUIRED, TINY
+from tests.support.tiny_models import REQUIRED, TINY, TRAINED
 
 CUDA = torch.device("cuda", 0)
 HALF = [torch.bfloat16, torch.float16]
@@ -113,7 +113,7 @@ def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCu
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_step_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
     """A training step and a validation stay on the GPU; losses are float32 in every number format."""
     objective = OBJECTIVES[name]

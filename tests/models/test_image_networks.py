@@ -20,7 +20,15 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.card_checks import check_card, check_dtype, tasks_for
 from imagemill.models.tasks.task import Sample, SampleError
 from imagemill.models.tiling import apply_blended, overlapping_slices
-from tests.support.imported_networks import Blur, Normalised, TakesLevel, build_network, python_card, spandrel_card
+from tests.support.imported_networks import (
+    Blur,
+    Normalised,
+    TakesLevel,
+    build_network,
+    python_card,
+    python_network,
+    spandrel_card,
+)
 
 SIZES = [(57, 91), (5, 17)]
 
@@ -111,14 +119,14 @@ def test_drunet_gets_the_given_noise_level(crops):
 
 @pytest.mark.parametrize(("sigma", "used"), [(None, 15), (50, 50)])
 def test_denoise_records_the_level_that_it_used(sigma, used, crops):
-    model = build_network(python_card(TakesLevel(), "denoise", noise_level=True))
+    model = python_network(TakesLevel(), noise_level=True)
     [output] = TASK_OBJECTIVES["denoise"].predict(
         model, [Sample(crops[0].copy())], TASKS["denoise"].Params(sigma=sigma), Precision()
     )
     expected = crops[0] + (127.5 - crops[0]) * (used / 255)
     assert output.columns == {"sigma": pytest.approx(used)}
     assert np.abs(output.image - expected).max() <= 1
-    blind = build_network(python_card(Blur(), "denoise"))
+    blind = python_network(Blur())
     [output] = TASK_OBJECTIVES["denoise"].predict(blind, [Sample(crops[0].copy())], TASKS["denoise"].Params(), Precision())
     assert output.columns == {"sigma": None}
 
@@ -128,7 +136,7 @@ def test_denoise_records_the_level_that_it_used(sigma, used, crops):
 def test_python_network_equals_its_module(size, scale, crops):
     module = Blur(scale=scale)
     task = "restore" if scale == 1 else "upscale"
-    model = build_network(python_card(module, task, {"scale": scale}, scale=scale, tiling="exact", halo=2))
+    model = python_network(module, scale=scale, tiling="exact", halo=2)
     rgb = crops[0][: size[0], : size[1]]
     x = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 255
     [result] = predict(task, model, [rgb])
@@ -155,7 +163,7 @@ def test_image_network_pads_small_images_and_multiples(crops):
 def test_network_with_global_statistics_stays_whole(crops, monkeypatch):
     """The default tiling calls the module once for each image, at its own size; blended tiles are an explicit choice."""
     module = Normalised()
-    model = build_network(python_card(module, "restore"))
+    model = python_network(module)
     assert model.tiling == "never"
     for name, value in (("BLENDED_TILE", 32), ("BLENDED_OVERLAP", 8), ("ALIGNMENT", 8)):
         monkeypatch.setattr(image_networks, name, value)
@@ -201,7 +209,7 @@ def test_overlapping_slices_cover_and_overlap_in_pairs(length, tile, overlap, mu
 
 
 def test_image_too_large_for_memory_says_what_helps(crops):
-    model = build_network(python_card(Normalised(), "restore", bytes_per_pixel=1000))
+    model = python_network(Normalised(), bytes_per_pixel=1000)
     images = [crops[0].copy(), crops[1].copy()]
     needed = 96 * 128 * 1000
     sizes = []
@@ -209,12 +217,12 @@ def test_image_too_large_for_memory_says_what_helps(crops):
     process_images(model, images, "auto", Precision(memory=2 * needed))
     process_images(model, images, "auto", Precision(memory=needed))
     assert sizes == [2, 1, 1]
-    with pytest.raises(SampleError, match=r"128×96 pixels need .* GB.*--resize max:N.*--tile approximate") as error:
+    with pytest.raises(SampleError, match=r"128×96 pixels need 0.0123 GB.*--resize max:127\).*--tile approximate") as error:
         process_images(model, images, "auto", Precision(memory=needed - 1))
     assert error.value.error_class == "TooLargeForMemory"
     assert sizes == [2, 1, 1]
     # Without the figure, the lack of memory itself is the reason.
-    unknown = build_network(python_card(Normalised(), "restore"))
+    unknown = python_network(Normalised())
 
     def fail(*args: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -227,7 +235,7 @@ def test_image_too_large_for_memory_says_what_helps(crops):
 
 
 def test_exact_tiles_shrink_to_the_memory(crops):
-    model = build_network(python_card(Blur(), "restore", tiling="exact", halo=2, bytes_per_pixel=1000))
+    model = python_network(Blur(), tiling="exact", halo=2, bytes_per_pixel=1000)
     rgb = np.tile(crops[0], (4, 4, 1))
     whole = process_images(model, [rgb.copy()], "auto", Precision())[0]
     sizes = []
@@ -242,10 +250,10 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
         module = Blur()
         module.layers[0].weight.fill_(torch.nan)
     for network, message in (
-        (python_card(module, "restore"), "not finite"),
-        (python_card(Blur(), "restore"), r"made \(3, 96, 128\) of \(3, 96, 128\), not \(3, 288, 384\)"),
+        (module, "not finite"),
+        (Blur(), r"made \(3, 96, 128\) of \(3, 96, 128\), not \(3, 288, 384\)"),
     ):
-        model = build_network(network)
+        model = python_network(network)
         model.scale = 3 if "made" in message else 1
         with pytest.raises(SampleError, match=message):
             process_images(model, [crops[0].copy()], "auto", Precision())
@@ -271,7 +279,7 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
     ],
 )
 def test_check_card_names_the_command_to_use(task, contract, refused, message):
-    card, _ = python_card(Blur(), task, **contract)
+    card = python_card(task, **contract)
     assert tasks_for(card)[0] == task
     params = TASKS[refused].Params(**({"style": ["s.png"]} if refused == "stylize" else {}))
     with pytest.raises(CheckpointError, match=f"^checkpoint mine: .*{message}"):
@@ -280,7 +288,7 @@ def test_check_card_names_the_command_to_use(task, contract, refused, message):
 
 
 def test_check_card_refuses_parameters_of_other_networks():
-    card, _ = python_card(Blur(), "denoise", tiling="exact", dtypes=("float32", "bfloat16"))
+    card = python_card("denoise", tiling="exact", dtypes=("float32", "bfloat16"))
     denoise = TASKS["denoise"]
     with pytest.raises(CheckpointError, match=r"params.sigma=25: checkpoint mine takes no noise level. Omit sigma"):
         check_card("mine", card, denoise, denoise.Params(sigma=25))
@@ -290,7 +298,7 @@ def test_check_card_refuses_parameters_of_other_networks():
         check_dtype("mine", card, "float16")
     check_dtype("mine", card, "bfloat16")
     with pytest.raises(CheckpointError, match=r"compress needs a network of the class .* not ImageNetwork"):
-        TASK_OBJECTIVES["compress"].check(build_network(python_card(Blur(), "denoise")), TASKS["compress"].Params())
+        TASK_OBJECTIVES["compress"].check(python_network(Blur()), TASKS["compress"].Params())
 
 
 def test_probe_measures_tiling_memory_and_formats():

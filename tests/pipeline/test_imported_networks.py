@@ -118,9 +118,9 @@ def test_image_too_large_is_a_reject_that_says_what_helps(config, monkeypatch):
     assert {name for name, row in results.items() if row["stage"]} == {"0.png", "1.png", "gray.png"}
     row = results["gray.png"]
     assert (row["stage"], row["error_class"], row["transient"]) == ("model", "TooLargeForMemory", False)
-    assert "128×96 pixels need 0.0 GB" in row["error"]
-    assert "--resize max:N" in row["error"]
-    assert "--tile approximate" in row["error"]
+    assert "128×96 pixels need 0.0123 GB, but a worker may use 0.0048 GB" in row["error"]
+    assert "(--resize max:80)" in row["error"]
+    assert "(--tile approximate)" in row["error"]
     monkeypatch.setattr("imagemill.models.objectives.image_networks.ALIGNMENT", 8)
     monkeypatch.setattr("imagemill.models.objectives.image_networks.BLENDED_TILE", 48)
     monkeypatch.setattr("imagemill.models.objectives.image_networks.BLENDED_OVERLAP", 16)

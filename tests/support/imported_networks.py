@@ -10,9 +10,7 @@ from torch import nn
 
 from imagemill.models import checkpoint
 from imagemill.models.card import Card
-from imagemill.models.code_permission import code_permitted
 from imagemill.models.contract import Contract
-from imagemill.models.routes import python_route
 from imagemill.models.routes.image_network import ImageNetwork
 
 
@@ -48,23 +46,22 @@ class TakesLevel(nn.Module):
         return torch.lerp(x, self.gray.expand_as(x), sigma.view(-1, 1, 1, 1))
 
 
-def python_card(
-    module: nn.Module, task: str, parameters: dict[str, Any] | None = None, **contract: Any
-) -> tuple[Card, bytes]:
-    """Return the card and the weights of a module of this file."""
-    weights = safetensors.torch.save(module.state_dict())
-    cls = type(module)
-    card = Card(
-        name=cls.__name__.lower(),
+def python_card(task: str, **contract: Any) -> Card:
+    """Return the card of a user's module. No test builds the module from it."""
+    return Card(
+        name="mine",
         task=task,
         route="python",
-        architecture=f"{cls.__module__}:{cls.__name__}",
-        parameters=parameters or {},
+        architecture="mine:Network",
         contract=Contract(**contract),
-        code_sha256=python_route.source_digest(cls),
-        sha256=hashlib.sha256(weights).hexdigest(),
+        code_sha256="0",
+        sha256="0",
     )
-    return card, weights
+
+
+def python_network(module: nn.Module, **contract: Any) -> ImageNetwork:
+    """Return a user's module as runs call it."""
+    return ImageNetwork(module.eval(), Contract(**contract))
 
 
 def spandrel_card(module: nn.Module, architecture: str, task: str, **contract: Any) -> tuple[Card, bytes]:
@@ -93,6 +90,5 @@ def write_network(folder: Path, network: tuple[Card, bytes]) -> str:
 
 def build_network(network: tuple[Card, bytes]) -> ImageNetwork:
     """Build the network of a card."""
-    with code_permitted():
-        model: ImageNetwork = checkpoint.build(*network)
+    model: ImageNetwork = checkpoint.build(*network)
     return model

@@ -12,4 +12,6 @@ TINY = {
     "upscale": ("edsr", {"width": 8, "blocks": 1}),
     "digits": ("conv", {}),
 }
+TRAINED = sorted(TINY.keys() - {"digits"})
+"""Objectives that a bundled architecture can be trained for."""
 REQUIRED = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
