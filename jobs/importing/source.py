@@ -158,18 +158,29 @@ class FileReader:
         """
         tensors: dict[str, Tensor] = {}
         for name in names:
-            data, uri = self.read(name), self.place.uri(name)
+            uri = self.place.uri(name)
             if name.lower().endswith(".safetensors"):
                 try:
-                    content = safetensors.torch.load(data)
+                    content = self.read_safetensors(name)
                 except safetensors.SafetensorError as e:
                     raise ConfigError(f"source {uri}: is not a safetensors file: {e}") from None
             elif name.lower().endswith(PICKLES):
-                content = unwrap(load_pickle(data, uri), uri)
+                content = unwrap(load_pickle(self.read(name), uri), uri)
             else:
                 raise ConfigError(f"source {uri}: unknown kind of file. Valid: .safetensors, {', '.join(PICKLES)}")
             tensors |= content
         return without_prefix(tensors)
+
+    def read_safetensors(self, name: str) -> dict[str, Tensor]:
+        """Return the weights in a safetensors file. Those of a local file stay on the disk until they are used."""
+        if not self.place.local:
+            return safetensors.torch.load(self.read(name))
+        try:
+            with Path(self.place.full(name)).open("rb") as file:
+                self.digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise ConfigError(f"source {self.place.uri(name)}: is missing") from None
+        return safetensors.torch.load_file(self.place.full(name))
 
 
 def load_pickle(data: bytes, uri: str) -> Any:
