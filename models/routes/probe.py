@@ -4,6 +4,7 @@ NaN shows what an output depends on: every sum or maximum with NaN is NaN, also 
 therefore marks all outputs that depend on that pixel, with any weights.
 """
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import accumulate
@@ -145,7 +146,8 @@ def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> t
     Returns:
         The tiling ("exact" or "never"), the halo, and the multiple at which tiles must begin.
     """
-    for alignment in (m for m in MULTIPLES if m % multiple == 0):
+    # Each attempt takes several passes over large images, so only the smallest and the largest alignment are tried.
+    for alignment in dict.fromkeys((multiple, math.lcm(multiple, MULTIPLES[-1]))):
         halo = measure_halo(run, channels, alignment)
         if halo is None:
             break
