@@ -50,7 +50,8 @@ def moments_of_run(output: Store, run: str) -> Moments:
     batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
     for latents in with_progress("stats", batches, len(state), lambda latents: len(latents.rows)):
         models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))
-        widths = np.stack([coders.widths(*by) for by in zip(models, steps, strict=True)])
+        channels = latents.values.shape[1]
+        widths = np.stack([coders.widths(*by, channels) for by in zip(models, steps, strict=True)])
         moments.add(latents.values, widths, set(models))
     if problems:
         log.warning("run %s: %s left out. Check with: imagemill verify", run, number(len(problems), "damaged latent"))

@@ -42,7 +42,7 @@ def permit_code(folder: str | None) -> None:
 
 
 @contextmanager
-def code_permitted(folder: str | None) -> Iterator[None]:
+def code_permitted(folder: str | None = None) -> Iterator[None]:
     """Permit the import of user code in a `with` block, like `permit_code`.
 
     At the end of the block, modules from the folder are forgotten, because another folder may have other modules of the same

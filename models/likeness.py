@@ -2,7 +2,8 @@
 
     latents ─┬─ low-pass channels ── 4×4 means, divided by their contrast ─┐
              └─ texture channels ─── 3×3 log magnitudes ───────────────────┴─ same for the mirror image ── features
-    (of float latents, whose channels have no known meaning: 4×4 means and 3×3 log deviations of all channels)
+
+Channels of float latents have no known meaning, so all of them are taken for low-pass channels: 6×6 means.
     features ── whitening, small directions damped ── length at most 1 ── vector
 
 Brightness, contrast, size and mirroring hardly change the features, and a crop changes them little. Whitening (Jégou and
@@ -22,14 +23,15 @@ from imagemill.models.latents import Coder
 
 WHITENING = "likeness.safetensors"
 """A file next to the bundled checkpoints; `python -m imagemill.jobs.fit_likeness_whitening` writes it."""
-LAYOUT, TEXTURE = 4, 3
+LAYOUT, TEXTURE, FLOAT_LAYOUT = 4, 3, 6
 """Cells along each side of the image."""
 FLOOR = 0.02
 """Added to a magnitude before its logarithm; the finest quantiser step is 0.03."""
 FLAT = 0.05
 """Added to the contrast, so that the noise of a uniform image is not amplified."""
-DIMENSIONS = 96
-RIDGE = 0.2
+EPSILON = 1e-12
+DIMENSIONS, FLOAT_DIMENSIONS = 96, 32
+RIDGE, FLOAT_RIDGE = 0.2, 0.01
 """Variance below which a direction is damped, because crops and compression change it more than the subject does."""
 SHORT = 3.0
 """Whitened vectors shorter than this are not scaled to length 1. Photos have 4 to 9, sets of near copies almost 0."""
@@ -50,16 +52,13 @@ def likeness_features(latents: np.ndarray, coder: Coder) -> np.ndarray:
 
 
 def float_features(y: torch.Tensor) -> np.ndarray:
-    """Compute features (N,F) float32 from float latents (N,C,h,w); brightness and contrast hardly change them."""
+    """Compute features (N,F) float32 of length 1 or less from float latents (N,C,h,w): the layout of each channel."""
     y = y.double()
-    magnitude = y.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-9
-    cells = torch.nn.functional.adaptive_avg_pool2d(y, LAYOUT)
+    cells = torch.nn.functional.adaptive_avg_pool2d(y, FLOAT_LAYOUT)
     cells = cells - cells.mean((2, 3), keepdim=True)
-    contrast = cells.square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT * magnitude
-    means = torch.nn.functional.adaptive_avg_pool2d(y, TEXTURE)
-    squares = torch.nn.functional.adaptive_avg_pool2d(y.square(), TEXTURE)
-    deviations = (squares - means.square()).clamp(min=0).sqrt() / magnitude
-    return torch.cat([mirror_invariant(cells / contrast), mirror_invariant((deviations + FLOOR).log())], 1).float().numpy()
+    contrast = cells.square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT * y.square().mean((1, 2, 3), keepdim=True).sqrt()
+    features = mirror_invariant(cells / contrast.clamp(min=EPSILON))
+    return (features / features.shape[1] ** 0.5).float().numpy()
 
 
 def mirror_invariant(cells: torch.Tensor) -> torch.Tensor:
@@ -106,15 +105,17 @@ def read_photo_whitening(coder: Coder) -> Whitening | None:
 
 def choose_whitening(coder: Coder, features: np.ndarray) -> Whitening:
     """Return the whitening of photos if it suits the coder, else one fitted to the features (N,F) of a collection."""
+    if not isinstance(coder, LatentCoder):
+        return fit_whitening(features, FLOAT_DIMENSIONS, FLOAT_RIDGE)
     return read_photo_whitening(coder) or fit_whitening(features)
 
 
-def fit_whitening(features: np.ndarray) -> Whitening:
+def fit_whitening(features: np.ndarray, dimensions: int = DIMENSIONS, ridge: float = RIDGE) -> Whitening:
     """Fit the whitening of a collection to its features (N,F), N ≥ 1."""
     mean = features.mean(0, dtype=np.float64)
     variance, directions = np.linalg.eigh(np.cov(features - mean, rowvar=False, bias=True))
-    variance, directions = variance[: -DIMENSIONS - 1 : -1].clip(min=0), directions[:, : -DIMENSIONS - 1 : -1]
-    return Whitening(mean.astype(np.float32), (directions / np.sqrt(variance + RIDGE)).astype(np.float32))
+    variance, directions = variance[: -dimensions - 1 : -1].clip(min=0), directions[:, : -dimensions - 1 : -1]
+    return Whitening(mean.astype(np.float32), (directions / np.sqrt(variance + ridge)).astype(np.float32))
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

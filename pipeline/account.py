@@ -12,7 +12,7 @@ from imagemill.pipeline.output.committed_rows import match_images, match_version
 from imagemill.pipeline.output.part_replacement import replace_parts
 from imagemill.pipeline.output.parts import KEYS, columns_as_lists, list_new_parts, read_part, scan_parts
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.schema import SOURCE, concat_parts
+from imagemill.pipeline.schema import FITTING, SOURCE, concat_parts
 from imagemill.pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
@@ -31,7 +31,7 @@ class Account:
     """Number of duplicate rows that were removed."""
     parquet_bytes: int
     pixels: int
-    """Pixels of the source images."""
+    """Pixels of the source images, after they were resized and cropped."""
     frames_left_out: int
     """Frames and pages after the first one of each file; only the first one is processed."""
     damaged: int
@@ -106,11 +106,13 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     pixels, frames_left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
     # Duplicates may come from parts of an older version of imagemill, which lack the later columns.
-    columns = [*KEYS, "orig_width", "orig_height", "frames", "damaged", *quality]
-    for chunk in scan_parts(output, results, columns, absent=pa.schema(SOURCE)):
+    sizes = [f"{kind}_{side}" for side in ("width", "height") for kind in ("crop", "resized", "orig")]
+    columns = [*KEYS, *sizes, "frames", "damaged", *quality]
+    for chunk in scan_parts(output, results, columns, absent=pa.schema([*SOURCE, *FITTING])):
         table, indices = match_versions(chunk, ids, versions)
         ok[indices] = True
-        pixels += int(np.sum(table["orig_width"].to_numpy().astype(np.int64) * table["orig_height"].to_numpy()))
+        width, height = (pc.coalesce(*table.select(sizes[n : n + 3]).columns).to_numpy().astype(np.int64) for n in (0, 3))
+        pixels += int(np.sum(width * height))
         frames_left_out += int(pc.sum(pc.subtract(table["frames"].fill_null(1), 1)).as_py() or 0)
         damaged += int(pc.sum(table["damaged"]).as_py() or 0)
         for name in quality:

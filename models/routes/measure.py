@@ -79,7 +79,7 @@ def add_costs(run: Run, contract: Contract, multiple: int, min_side: int, pads: 
         pads: whether the call pads other inputs.
     """
     with torch.inference_mode():
-        tiling, halo, alignment = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale))
+        tiling, halo, alignment = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale), min_side)
     smallest = -(-min_side // multiple) * multiple
     height, width = (-(-max(side, min_side) // multiple) * multiple for side in FORMAT_SIDES)
     if alignment > multiple and not pads:
@@ -143,7 +143,7 @@ def measure_coder(
         )
         # The decoder reads multiples of what the encoder makes of a tile.
         step = multiple // latent.factor
-        tiling, halo, _ = measure_tiling(run_encoder, 3, multiple, scale)
+        tiling, halo, _ = measure_tiling(run_encoder, 3, multiple, scale, min_side)
         if tiling == "exact":
             tiling, latent_halo, _ = measure_tiling(run_decoder, latent.channels, step, 1 / scale)
             halo = max(halo, latent_halo * latent.factor)

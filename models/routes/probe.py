@@ -25,7 +25,7 @@ Run = Callable[[Tensor], Tensor]
 """Maps images (B,C,H,W) in [0,1] to images or latents (B,c,h,w)."""
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 MIN_SIDES = (1, 2, 3, 4, 7, 8, 11, 16, 24, 32, 48, 64, 96, 128)
-PROBE_SIDE, MAX_PROBE_SIDE = 128, 512
+STRIP_BREADTH = 64
 MAX_HALO = 192
 """Networks with a larger halo would compute more outside of a tile than inside."""
 EXACT_DIFFERENCE = 1e-4
@@ -82,43 +82,65 @@ def measure_sizes(run: Run, channels: int) -> tuple[Fraction, int, int]:
     return scale, multiple, side
 
 
-def measure_halo(run: Run, channels: int, multiple: int) -> int | None:
+def measure_halo(run: Run, channels: int, multiple: int, min_side: int = 1) -> int | None:
     """Return how far an output depends on inputs, as a multiple of `multiple` in input pixels; None without a limit.
+
+    The images are strips, which cost less than squares: a horizontal one shows the horizontal reach.
 
     Args:
         run: the network.
         channels: colour planes of its input.
         multiple: the sides of an input must be multiples of it.
+        min_side: smallest side of an input.
     """
-    # A strip shows at low cost that a network has no limit, or a larger one than MAX_HALO.
-    height, width = (-(-side // multiple) * multiple for side in (PROBE_SIDE // 2, MAX_HALO + 1))
-    x = random_images(channels, height, width)
-    x[:, :, height // 2, 0] = torch.nan
-    if run(x)[..., -1].isnan().any():
+    breadth = round_up(max(STRIP_BREADTH, min_side), multiple)
+    length = round_up(MAX_HALO + 1, multiple)
+    # At the end of a strip, a network without a limit shows at half of the cost.
+    ends = [marked_outputs(run, channels, breadth, length, 0, is_vertical) for is_vertical in (False, True)]
+    if any(marked is None or marked[1] >= length for marked in ends):
         return None
-    side = PROBE_SIDE
-    while side <= MAX_PROBE_SIDE:
-        side = -(-side // (2 * multiple)) * 2 * multiple
-        reach = 0
-        # The reach of a pixel depends on its place between the multiples.
-        for at in {side // 2, side // 2 + multiple // 2, side // 2 + multiple - 1}:
-            x = random_images(channels, side, side)
-            x[:, :, at, at] = torch.nan
-            is_nan = run(x).isnan().any(1)[0]
-            scale = Fraction(is_nan.shape[0], side)
-            marked = torch.cat([is_nan.any(0).nonzero().flatten(), is_nan.any(1).nonzero().flatten()])
-            if not len(marked):
+    length = round_up(2 * max(int(marked[1]) for marked in ends if marked) + 2, 2 * multiple) + 2 * multiple
+    reach = 0
+    # The reach of a pixel depends on its place between the multiples.
+    for at in {length // 2, length // 2 + multiple // 2, length // 2 + multiple - 1}:
+        for is_vertical in (False, True):
+            marked = marked_outputs(run, channels, breadth, length, at, is_vertical)
+            if marked is None or marked[0] <= 0 or marked[1] >= length:
                 return None
-            first, last = int(marked.min()) / scale, (int(marked.max()) + 1) / scale
-            if first <= 0 or last >= side:
-                reach = side
-                break
-            reach = max(reach, at - int(first), int(-(-last // 1)) - 1 - at)
-        if reach < side:
-            halo = -(-reach // multiple) * multiple
-            return halo if halo <= MAX_HALO else None
-        side *= 2
-    return None
+            reach = max(reach, at - int(marked[0]), math.ceil(marked[1]) - 1 - at)
+    halo = round_up(reach, multiple)
+    return halo if halo <= MAX_HALO else None
+
+
+def marked_outputs(
+    run: Run, channels: int, breadth: int, length: int, at: int, is_vertical: bool
+) -> tuple[Fraction, Fraction] | None:
+    """Return the first and the last position, in input pixels, of outputs that depend on a pixel of a strip.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        breadth: short side of the strip.
+        length: long side of the strip.
+        at: position of the pixel on the long side.
+        is_vertical: whether the long side is the height.
+
+    Returns:
+        None if no output depends on the pixel.
+    """
+    x = random_images(channels, *((length, breadth) if is_vertical else (breadth, length)))
+    x[(..., at, breadth // 2) if is_vertical else (..., breadth // 2, at)] = torch.nan
+    along = run(x).isnan().any(1)[0].any(1 if is_vertical else 0)
+    places = along.nonzero().flatten()
+    if not len(places):
+        return None
+    scale = Fraction(len(along), length)
+    return int(places.min()) / scale, (int(places.max()) + 1) / scale
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple that is not below a number."""
+    return -(-number // multiple) * multiple
 
 
 def is_exact(run: Run, channels: int, multiple: int, halo: int, scale: Fraction) -> bool:
@@ -132,7 +154,7 @@ def is_exact(run: Run, channels: int, multiple: int, halo: int, scale: Fraction)
     return bool(difference <= EXACT_DIFFERENCE)
 
 
-def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> tuple[Tiling, int, int]:
+def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction, min_side: int = 1) -> tuple[Tiling, int, int]:
     """Measure how an image may be cut into tiles.
 
     A network that pads its input itself takes any size, but its result still depends on where a tile begins.
@@ -142,13 +164,14 @@ def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> t
         channels: colour planes of its input.
         multiple: the sides of an input must be multiples of it.
         scale: output size divided by input size.
+        min_side: smallest side of an input.
 
     Returns:
         The tiling ("exact" or "never"), the halo, and the multiple at which tiles must begin.
     """
     # Each attempt takes several passes over large images, so only the smallest and the largest alignment are tried.
     for alignment in dict.fromkeys((multiple, math.lcm(multiple, MULTIPLES[-1]))):
-        halo = measure_halo(run, channels, alignment)
+        halo = measure_halo(run, channels, alignment, min_side)
         if halo is None:
             break
         if is_exact(run, channels, alignment, halo, scale):

@@ -10,7 +10,7 @@ from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.resizing import resize
 
-SIDES = (160, 224)
+SIDES = (96, 128)
 """Height and width of the image in pixels, before they are rounded up to what the network takes."""
 NOISE = 5 / 255
 """Standard deviation of the noise of the image: a restoration network must not be confused by it."""

@@ -84,16 +84,20 @@ class LatentCoders:
         widths, zero = self._dequantisation(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 
-    def widths(self, checkpoint_sha256: str, step: float | None) -> np.ndarray:
-        """Return the difference of neighbouring values of each channel, (C,) float32; `step` is None for float latents.
+    def widths(self, checkpoint_sha256: str, step: float | None, channels: int) -> np.ndarray:
+        """Return the difference of neighbouring values of each channel, (C,) float32.
+
+        Args:
+            checkpoint_sha256: the model; it is not needed for float latents.
+            step: the quantiser step; None for float latents.
+            channels: of the latent.
 
         Raises:
             CheckpointError: as `__getitem__`.
         """
-        if step is not None:
-            return self.dequantisation(checkpoint_sha256, step)[0]
-        model: Any = self[checkpoint_sha256]
-        return np.full(model.latent.channels, FLOAT_WIDTH, np.float32)
+        if step is None:
+            return np.full(channels, FLOAT_WIDTH, np.float32)
+        return self.dequantisation(checkpoint_sha256, step)[0]
 
 
 def dequantise(symbols: np.ndarray, widths: np.ndarray, zeros: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imagemill.jobs.submit import connect
@@ -22,6 +23,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
 from tests.support.clusters import RayCluster, metrics_of
+from tests.support.imported_models import weights_of, write_package
 from tests.support.servers import free_port
 
 TOKEN = "f" * 64
@@ -100,6 +102,28 @@ def test_run_connects_to_a_cluster_by_its_address(head: RayCluster, photos: Path
     result = run_command(run, head.variables())
     assert result.returncode == 0, result.stderr
     assert verify(Store(str(tmp_path / "out"))).problems == []
+
+
+@pytest.mark.chaos
+@pytest.mark.ray
+def test_submit_ships_code_of_users(head: RayCluster, photos: Path, tmp_path: Path) -> None:
+    """The cluster has no folder with the code: the driver of the job gets it from Ray, and its workers from the driver."""
+    code, weights, model = write_package(tmp_path / "code"), tmp_path / "tiny.pt", tmp_path / "model"
+    torch.save(weights_of(code, "TinyDenoiser"), weights)
+    architecture = ["--architecture", "my_package.nets:TinyDenoiser", "--code", str(code)]
+    command = [sys.executable, "-m", "imagemill", "models", "import", str(weights), str(model), *architecture]
+    assert run_command(command, dict(os.environ)).returncode == 0
+    arguments = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
+    arguments += ["--checkpoint", str(model), "--set", "pool.workers=1"]
+    result = submit(head, *arguments)
+    assert (result.returncode, "--code FOLDER" in result.stdout) == (2, True), result.stdout + result.stderr
+    result = submit(head, *arguments, "--code", str(code))
+    assert result.returncode == 0, result.stdout + result.stderr
+    # The name in the config of the job is that of the folder that Ray unpacked.
+    config = next((tmp_path / "out/runs").glob("*/config.yaml")).read_text()
+    assert re.search("^code: imagemill-code-[0-9a-f]{32}$", config, re.MULTILINE)
+    record = json.loads(next((tmp_path / "out/runs").glob("*/run.json")).read_text())
+    assert (record["ok"], record["rejected"], len(record["code_sha256"])) == (6, 1, 64)
 
 
 @pytest.mark.ray
