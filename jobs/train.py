@@ -29,6 +29,7 @@ from imagemill.jobs.training.curves import CURVES, PREVIEWS, draw_curves, make_p
 from imagemill.jobs.training.images import Images, open_inputs, prepare_images, read_images
 from imagemill.jobs.training.metrics import METRICS
 from imagemill.jobs.training.network import NetworkPlan, contract_of, read_code, save_checkpoint
+from imagemill.jobs.training.placement import choose_workers, training_nodes
 from imagemill.jobs.training.progress import run_with_progress
 from imagemill.jobs.training.states import (
     EpochFigures,
@@ -48,11 +49,9 @@ from imagemill.models.code_check import source_digest
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.cluster.nodes import node_resources, nodes_without_cuda
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.pool import WITHOUT_CUDA, Nodes
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
@@ -221,35 +220,6 @@ def run_training(
         )
         diverged: Diverged | None = run_with_progress(trainer.fit, course.progress_key, config.epochs, steps).return_value
     return diverged
-
-
-def training_nodes() -> Nodes:
-    """Return (CPUs, GPUs) of each node, without GPUs if torch finds no CUDA device on one of the GPU nodes.
-
-    Ray chooses the nodes of the workers, and NCCL needs a CUDA device on each of them.
-    """
-    nodes = node_resources()
-    if not any(gpu for _, gpu in nodes) or not (blind := nodes_without_cuda()):
-        return nodes
-    log.warning("%s (%s): training runs on the CPUs, with gloo between its workers", WITHOUT_CUDA, ", ".join(blind))
-    return [(cpu, 0.0) for cpu, _ in nodes]
-
-
-def choose_workers(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
-    """Return whether workers use GPUs, their number, and the CPUs for each worker and its reading tasks.
-
-    At least half of these CPUs are for the tasks that read and crop.
-
-    Args:
-        config: the training.
-        nodes: (CPUs, GPUs) of each node.
-    """
-    # A node without CPUs, such as a head node, gets no workers.
-    gpus = int(sum(gpu for cpu, gpu in nodes if cpu))
-    workers = min(config.workers, gpus) if gpus else config.workers
-    # A worker runs on one node and shares its CPUs with one worker for each other GPU.
-    most = min((cpu / max(1.0, gpu) for cpu, gpu in nodes if cpu and (gpu or not gpus)), default=1.0)
-    return bool(gpus), workers, min(sum(cpu for cpu, _ in nodes) / workers, most)
 
 
 def training_error(config: TrainConfig, error: BaseException) -> Exception:

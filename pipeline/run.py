@@ -42,6 +42,8 @@ from imagemill.pipeline.user_code import permitted
 log = logging.getLogger("imagemill.run")
 MOVED_SHOWN = 10
 """Maximum number of former places of images that run.json lists."""
+OPTIONAL_PACKAGES = ("diffusers", "spandrel")
+"""Packages that define imported networks, recorded where they are installed."""
 VERSIONED_PACKAGES = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -59,6 +61,9 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             # imagemill is not installed where Ray unpacked it as a working directory.
             versions[name] = "not installed"
+    for name in OPTIONAL_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = package_version(name)
     return versions
 
 

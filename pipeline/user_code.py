@@ -3,10 +3,12 @@
 import hashlib
 import os
 import secrets
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from imagemill.pipeline.errors import ConfigError
 
 INSTALLED = "installed"
 """The value of `code` that permits code of installed packages."""
+KEEP_SECONDS = 30 * 86400
 MAX_BYTES, MAX_FILE_BYTES, MAX_FILES = 10_000_000, 100_000, 5_000
 """Limits of the shipped code: all files, one file that is not Python code, and the number of files."""
 
@@ -38,8 +41,10 @@ class UserCode:
     def unpack(self) -> Path:
         """Write shipped code to a folder of this user that its digest names, and return the folder.
 
-        Processes and runs with the same code share the folder. Files that are missing or differ are written again.
+        Processes and runs with the same code share the folder. Files that are missing or differ are written again. Folders
+        that no process has asked for in a month are deleted.
         """
+        delete_old_folders(private_folder())
         folder = private_folder() / f"imagemill-code-{str(self.sha256)[:32]}"
         for name, content in self.files or ():
             path = folder / name
@@ -48,7 +53,16 @@ class UserCode:
                 temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
                 temporary.write_bytes(content)
                 temporary.replace(path)
+        os.utime(folder)
         return folder
+
+
+def delete_old_folders(place: Path) -> None:
+    """Delete the folders of code that no process has asked for in a month."""
+    for folder in place.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def private_folder() -> Path:

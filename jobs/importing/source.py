@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from imagemill.models.checkpoint import PICKLES
+from imagemill.models.checkpoint import CARD, PICKLES
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
@@ -32,9 +32,11 @@ WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dic
 PREFIXES = ("module.", "netG.", "_orig_mod.")
 """What wrappers of networks, such as DataParallel and torch.compile, put before all names of weights."""
 SAVE_AS_SAFETENSORS = (
-    "Only running that code could load the file, so it is refused. If you trust the file, save its weights with: "
-    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+    "Loading it would run code of the file, so it is refused. If you trust the file, save its weights in Python: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=False)['state_dict'], 'weights.safetensors'); for a whole "
+    "model, write .state_dict() instead of ['state_dict']"
 )
+"""What to do with a file that needs an unrestricted unpickle."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,25 @@ def read_source(url: str, storage: StorageConfig) -> Source:
     place = Store(url, storage)
     try:
         if place.local and not Path(place.full("")).exists():
-            raise ConfigError(f"source {url}: not found. Give a folder of diffusers, or a file with weights")
+            advice = "Give a folder of diffusers, or a file with weights"
+            if is_hub_name(url):
+                advice += f". To get a model of the Hugging Face Hub, run: hf download {url} --local-dir FOLDER"
+            raise ConfigError(f"source {url}: not found. {advice}")
         is_file = Path(place.full("")).is_file() if place.local else Path(url).suffix in (".safetensors", *PICKLES)
         if not is_file:
             return read_folder(place)
         parent, _, name = url.rstrip("/").rpartition("/")
         files = FileReader(Store(parent or ("/" if url.startswith("/") else "."), storage))
+        if name.startswith("diffusion_pytorch_model") and files.place.exists(CONFIG):
+            raise ConfigError(f"source {url}: belongs to a folder of diffusers. Give the folder: {files.place.url}")
         return Source(files.read_tensors(name), None, files.digests)
     except store_failures() as e:
         raise ConfigError(f"source {url}: cannot be read: {reason(e)}") from None
+
+
+def is_hub_name(url: str) -> bool:
+    """Return whether a missing source may be the name of a model of the Hugging Face Hub, such as owner/model."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", url) is not None and Path(url).suffix not in (".safetensors", *PICKLES)
 
 
 def read_folder(place: Store) -> Source:
@@ -84,6 +96,8 @@ def read_folder(place: Store) -> Source:
     if not place.exists(folder + CONFIG):
         if place.exists(PIPELINE):
             raise ConfigError(f"source {place.url}: is a pipeline without an autoencoder (vae/{CONFIG} is missing)")
+        if place.exists(CARD):
+            raise ConfigError(f"source {place.url}: is a checkpoint already. Use it with --checkpoint {place.url}")
         raise ConfigError(
             f"source {place.url}: {CONFIG} is missing. Give a folder of diffusers with {CONFIG} and {DIFFUSERS_WEIGHTS[0]}, "
             "or a single file with weights"
@@ -197,11 +211,12 @@ def load_pickle(data: bytes, uri: str) -> Any:
     except pickle.UnpicklingError as e:
         names = re.findall(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(e))
         objects = ", ".join(sorted({first or second for first, second in names})) or "objects"
-        raise ConfigError(f"source {uri}: the pickle holds Python code ({objects}). {SAVE_AS_SAFETENSORS}") from None
+        raise ConfigError(f"source {uri}: holds Python objects ({objects}) as a pickle. {SAVE_AS_SAFETENSORS}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as e:
         text = " ".join(str(e).split())[:200]
-        advice = f". {SAVE_AS_SAFETENSORS}" if "TorchScript" in text else ""
-        raise ConfigError(f"source {uri}: torch cannot read the file: {text}{advice}") from None
+        if "TorchScript" in text:
+            raise ConfigError(f"source {uri}: is a TorchScript program, not weights. {SAVE_AS_SAFETENSORS}") from None
+        raise ConfigError(f"source {uri}: torch cannot read the file: {text}") from None
 
 
 def unwrap(content: Any, uri: str) -> dict[str, Tensor]:

@@ -113,8 +113,8 @@ def read_initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
     options = config.storage.options_for(config.init)
     card = checkpoints.read_card(config.init, options)
     weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card, options)).state_dict()
-    # Integers are tables that `Objective.finish` fits again after the training.
-    return {name: value for name, value in weights.items() if value.is_floating_point()}
+    # `Objective.finish` fits entropy tables again after the training.
+    return {name: value for name, value in weights.items() if not name.startswith("entropy.")}
 
 
 def check_output_outside_inputs(inputs: list[Input], output: Store) -> None:

@@ -13,6 +13,7 @@ from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
 from imagemill.models.code_check import source_digest
 from imagemill.models.contract import Contract
+from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.objectives.requirements import find_missing, trainable_tasks
 from imagemill.models.routes import python_route
 from imagemill.models.routes.float_coder import FloatCoder
@@ -70,12 +71,12 @@ def build_network(config: TrainConfig, contract: Contract | None = None) -> Netw
 
     Args:
         config: the training. The import of a class of the user must be permitted.
-        contract: how a class of the user is called that is not a `Network`; see `measure_contract`.
+        contract: how a class of the user is called; see `measure_contract`.
     """
     if not is_user_class(config):
         return find_architecture(config.architecture)(**config.parameters)
     module = build_module(config)
-    if isinstance(module, Network):
+    if isinstance(module, OBJECTIVES[config.task].trainable_types):
         return module
     contract = require_value(contract, "the contract of the network")
     if contract.latent:
@@ -107,7 +108,7 @@ def measure_contract(config: TrainConfig, network: Network | None = None) -> Con
         network: the trained network of `build_network`; random weights by default.
 
     Returns:
-        None for an architecture of imagemill and for a `Network`, which have the contract in their class.
+        None for an architecture of imagemill and its subclasses, which have the contract in their class.
 
     Raises:
         CheckpointError: when the class cannot be imported, or the network fails for an image.
@@ -116,7 +117,7 @@ def measure_contract(config: TrainConfig, network: Network | None = None) -> Con
     if not is_user_class(config):
         return None
     module = build_module(config) if network is None else unwrap(network)
-    if isinstance(module, Network):
+    if isinstance(module, OBJECTIVES[config.task].trainable_types):
         return None
     name, task = config.architecture, config.task
     contract = python_route.recognise(name, config.parameters, module.state_dict(), INPUT_RANGE, task).contract

@@ -32,8 +32,10 @@ def describe_methods(names: list[str]) -> str:
 
 
 def defines(cls: type[nn.Module], method: str) -> bool:
-    """Return whether a class has a method that torch.nn.Module does not have, or its own version of it."""
-    return callable(getattr(cls, method, None)) and getattr(cls, method) is not getattr(nn.Module, method, None)
+    """Return whether a class has a method that is not abstract and not that of torch.nn.Module."""
+    function = getattr(cls, method, None)
+    is_abstract = getattr(function, "__isabstractmethod__", False)
+    return callable(function) and not is_abstract and function is not getattr(nn.Module, method, None)
 
 
 def trainable_tasks(cls: type[nn.Module]) -> list[str]:

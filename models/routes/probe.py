@@ -169,7 +169,8 @@ def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction, min_
     Returns:
         The tiling ("exact" or "never"), the halo, and the multiple at which tiles must begin.
     """
-    for alignment in (m for m in MULTIPLES if m % multiple == 0):
+    # Each attempt takes several passes over large images, so only the smallest and the largest alignment are tried.
+    for alignment in dict.fromkeys((multiple, math.lcm(multiple, MULTIPLES[-1]))):
         halo = measure_halo(run, channels, alignment, min_side)
         if halo is None:
             break

@@ -37,7 +37,7 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
     check_user_code(card)
     cls = import_class(card.architecture)
     module = build_module(cls, card.architecture, card.parameters)
-    if isinstance(module, Network):
+    if card.contract is None and isinstance(module, Network):
         # The class says how it is called. Its weights may include entropy tables.
         module.load_state_dict(tensors)
         return module

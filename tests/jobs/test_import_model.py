@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import safetensors.torch
 import torch
 
@@ -18,6 +19,7 @@ from tests.support.imported_models import (
     build_dncnn,
     build_ffdnet,
     save_autoencoder,
+    unpack_in,
     weights_of,
     write_package,
 )
@@ -26,7 +28,8 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dest(tmp_path: Path) -> Path:
+def dest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    unpack_in(tmp_path, monkeypatch)
     return tmp_path / "dest"
 
 
@@ -116,6 +119,19 @@ def test_import_recognises_dncnn(wrapper: str | None, imagemill: Command, tmp_pa
     with torch.inference_mode():
         expected = torch.cat([network(x[:, plane : plane + 1]) for plane in range(3)], 1)
         assert (checkpoints.build(card, weights)(x) - expected).abs().max() < 1e-5
+
+
+def test_import_reads_and_writes_buckets(imagemill: Command, tmp_path: Path, rclone_bucket: str) -> None:
+    save_autoencoder(tmp_path / "source", "AutoencoderTiny")
+    torch.save(build_dncnn().state_dict(), tmp_path / "source/dncnn.pth")
+    s3fs.S3FileSystem().put(str(tmp_path / "source"), f"{rclone_bucket}/source", recursive=True)
+    for source in ("source", "source/dncnn.pth"):
+        code, _, err = imagemill("models", "import", f"{rclone_bucket}/{source}", f"{rclone_bucket}/{source}-imported")
+        assert (code, err) == (0, "")
+        assert imagemill("models", "show", f"{rclone_bucket}/{source}-imported")[0] == 0
+    code, _, err = imagemill("models", "import", f"{rclone_bucket}/nowhere", tmp_path / "dest")
+    assert code == 2
+    assert "config.json is missing" in err
 
 
 def test_import_takes_another_task(imagemill: Command, tmp_path: Path, dest: Path) -> None:
@@ -228,6 +244,9 @@ def test_import_digest_covers_the_contract(imagemill: Command, code: Path, tmp_p
 OWN = "my_package.nets:"
 REFUSALS: dict[str, tuple[list[str], str]] = {
     "no such source": (["nowhere"], "not found"),
+    "model of the hub": (["owner/model"], "hf download owner/model --local-dir FOLDER"),
+    "file of a folder": (["kl/diffusion_pytorch_model.safetensors"], "Give the folder: "),
+    "own checkpoint": (["checkpoint"], "is a checkpoint already"),
     "unknown file": (["notes.txt"], "unknown kind of file"),
     "empty folder": (["empty"], "config.json is missing"),
     "no weights": (["no-weights"], "diffusion_pytorch_model.safetensors is missing"),
@@ -298,7 +317,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     safetensors.torch.save_file(tensors | {"encoder.conv_in.weight": torch.zeros(16, 3, 3, 3)}, path)
     network.save_pretrained(folder / "no-weights")
     (folder / "no-weights/diffusion_pytorch_model.safetensors").unlink()
-    (folder / "empty").mkdir()
+    for name in ("empty", "checkpoint"):
+        (folder / name).mkdir()
+    (folder / "checkpoint/card.json").write_text("{}")
     (folder / "notes.txt").write_text("notes")
     write_package(folder / "code")
     for name in ("Fixed", "Shrinker", "Failing"):

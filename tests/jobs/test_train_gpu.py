@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from imagemill.jobs.train import choose_workers
 from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.placement import choose_workers
 
 
 @pytest.mark.slow

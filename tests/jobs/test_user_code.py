@@ -14,14 +14,15 @@ import imagemill as api
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.user_code import MAX_BYTES, read_user_code
-from tests.support.imported_models import save_autoencoder, weights_of, write_package
+from tests.support.imported_models import save_autoencoder, unpack_in, weights_of, write_package
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> Path:
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with the package my_package, a cache, a hidden file and large data."""
+    unpack_in(tmp_path, monkeypatch)
     folder = write_package(tmp_path / "code")
     for name, content in (("__pycache__/old.pyc", b"old"), (".secret", b"secret"), ("weights.bin", bytes(200_000))):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -125,6 +126,14 @@ def test_shipped_code_leaves_out_caches_and_data(code: Path) -> None:
     folder = shipped.unpack()
     (folder / "my_package/nets.py").write_text("changed")
     assert (shipped.unpack() / "my_package/nets.py").read_text() != "changed"
+
+
+def test_unused_code_is_deleted_after_a_month(code: Path) -> None:
+    old = read_user_code(str(code)).unpack()
+    os.utime(old, (0, 0))
+    (code / "my_package/more.py").write_text("")
+    recent = read_user_code(str(code)).unpack()
+    assert (old.exists(), recent.exists()) == (False, True)
 
 
 def test_shipped_code_has_limits(code: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -159,3 +160,9 @@ def weights_of(folder: Path, name: str, **arguments: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     with code_permitted(str(folder)):
         return import_class(f"my_package.nets:{name}")(**arguments).state_dict()
+
+
+def unpack_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process and its workers unpack the code of users in a folder of the test."""
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
