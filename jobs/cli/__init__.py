@@ -45,7 +45,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "export": with_code(outputs.export),
         "stats": with_code(outputs.stats),
         "search": with_code(outputs.search),
-        "duplicates": outputs.duplicates,
+        "duplicates": with_code(outputs.duplicates),
         "map": with_code(outputs.map_),
     },
     "Models": {"train": models.train, "evaluate": models.evaluate},

@@ -53,7 +53,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
     # An imported network may take no level, so the list `at` only says how much noise is added.
     job = check_config(config.model_copy(update={"at": []}), "sigma")
     for sigma in config.at:
-        validate(DenoiseParams, {"sigma": sigma}, "at")
+        validate(DenoiseParams, {"sigma": sigma}, "at", ("params",))
     contract = job.card.contract
     labels = ["blind", "given"] if contract is None else ["given" if contract.noise_level else "blind"]
     first, model = labels[0], checkpoints.build(job.card, job.weights)

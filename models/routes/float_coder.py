@@ -10,7 +10,6 @@ from imagemill.models.contract import Contract
 from imagemill.models.resizing import limit_pixels
 from imagemill.models.type_checks import require_value
 
-PREVIEW_PIXELS = 256 * 256
 Encode = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
 """Encodes images (B,3,H,W) in the range of the module to latents (B,c,h,w), or to their mode and standard deviation."""
 Decode = Callable[[nn.Module, Tensor], Tensor]
@@ -73,12 +72,12 @@ class FloatCoder(Autoencoder):
         """Decode latents (B,c,h,w) to images (B,C,H,W) float, nominally in [0,1], not clipped."""
         return (self.decode_module(self.module, y.contiguous()) - self.low) / self.span
 
-    def decode_preview(self, values_Bchw: Tensor) -> Tensor:
-        """Map latents (B,c,h,w) to a rough image (B,C,·,·) in [0,1], not clipped, of about PREVIEW_PIXELS pixels.
+    def decode_preview(self, values_Bchw: Tensor, side: int) -> Tensor:
+        """Map latents (B,c,h,w) to a rough image (B,C,·,·) in [0,1], not clipped, of about side × side pixels.
 
         The decoder gets the means of neighbouring values, so that a thumbnail costs the same for images of every size.
         """
-        return self.decode(limit_pixels(values_Bchw, PREVIEW_PIXELS // self.factor**2, self.stride // self.factor))
+        return self.decode(limit_pixels(values_Bchw, side**2 // self.factor**2, self.stride // self.factor))
 
 
 def draw(mode: Tensor, deviation: Tensor | None, seeds: Sequence[int] | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from imagemill.models.batches import to_uint8_images
 from imagemill.models.latents import Coder
 from imagemill.models.resizing import limit_side
+from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS, image_size
 from imagemill.pipeline.output.latent_values import latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot
@@ -43,8 +44,9 @@ def decode_thumbnail(values: np.ndarray, coder: Coder, size: tuple[int, int], si
         size: height and width of the image.
         side: longest side of the thumbnail, in pixels.
     """
+    y = torch.from_numpy(values)[None]
     with torch.inference_mode():
-        preview = coder.decode_preview(torch.from_numpy(values)[None])
+        preview = coder.decode_preview(y, side) if isinstance(coder, FloatCoder) else coder.decode_preview(y)
     rgb = to_uint8_images(preview.expand(-1, 3, -1, -1))[0]
     # Cut off the padding. A preview may be smaller than its image.
     scales = (rgb.shape[axis] / (values.shape[axis + 1] * coder.factor) for axis in (0, 1))
