@@ -11,9 +11,9 @@ comma := ,
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# Files with tests of Ray, the slowest ones, run first. More processes than cores take longer.
+# Files with tests of Ray, the slowest ones, run first. More processes than cores take longer, and so do more threads of torch.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
 test-external: $(VENV)/.test

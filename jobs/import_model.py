@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
 from imagemill.pipeline.user_code import INSTALLED, permitted, read_user_code
 
+log = logging.getLogger("imagemill.import")
 DEFAULT_RANGE = (0.0, 1.0)
 MAX_HEADER = 100_000_000
 """Maximum bytes of the header of a safetensors file."""
@@ -73,9 +75,11 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
     check_dest(dest, request.overwrite)
     code = read_user_code(request.code or INSTALLED) if request.architecture else None
     source = read_source(request.source, storage)
+    log.info("measuring the network, which takes up to a minute for a large one")
     with permitted(code):
         found = recognise(request, source)
         card, weights = build_checkpoint(request, found, source)
+        check_same_network(dest, card, request.overwrite)
         trial = try_checkpoint(card, weights, found)
     checkpoints.write(dest.url, card, weights, storage.options_for(dest.url))
     print_facts(describe(card, found, trial))
@@ -123,6 +127,21 @@ def check_dest(dest: Store, overwrite: bool) -> None:
         raise ConfigError(
             f"dest {dest.url}: contains a checkpoint that `imagemill models import` did not write. Choose another folder, "
             "or pass --overwrite"
+        )
+
+
+def check_same_network(dest: Store, card: Card, overwrite: bool) -> None:
+    """Check that an import replaces only a checkpoint of the same network, for example with newer weights.
+
+    Raises:
+        ConfigError: when the folder has a checkpoint of another network.
+    """
+    if overwrite or not dest.exists(checkpoints.CARD):
+        return
+    old = checkpoints.read_card(dest.url, dest.config.options_for(dest.url))
+    if (old.route, old.architecture) != (card.route, card.architecture):
+        raise ConfigError(
+            f"dest {dest.url}: contains another network, {old.architecture}. Choose another folder, or pass --overwrite"
         )
 
 

@@ -33,8 +33,8 @@ PREFIXES = ("module.", "netG.", "_orig_mod.")
 """What wrappers of networks, such as DataParallel and torch.compile, put before all names of weights."""
 SAVE_AS_SAFETENSORS = (
     "Loading it would run code of the file, so it is refused. If you trust the file, save its weights in Python: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=False)['state_dict'], 'weights.safetensors'); for a whole "
-    "model, write .state_dict() instead of ['state_dict']"
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=False)[KEY], 'weights.safetensors'), where KEY is "
+    "that of the state dict, and the code of the objects is on PYTHONPATH"
 )
 """What to do with a file that needs an unrestricted unpickle."""
 
@@ -236,7 +236,7 @@ def unwrap(content: Any, uri: str) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, dict) else {}
     if not tensors:
         held = f"the keys {', '.join(map(str, list(content)[:10]))}" if isinstance(content, dict) else type(content).__name__
-        raise ConfigError(f"source {uri}: holds no state dict, but {held}. Save the weights with model.state_dict()")
+        raise ConfigError(f"source {uri}: holds no state dict, but {held}. Save one state dict alone in a file")
     return tensors
 
 

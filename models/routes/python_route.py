@@ -136,12 +136,19 @@ def build_module(cls: type[nn.Module], name: str, parameters: dict[str, Any]) ->
     Raises:
         CheckpointError: when the class does not accept the parameters.
     """
+    signature = inspect.signature(cls)
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [] if takes_any else [key for key in parameters if key not in signature.parameters]
     try:
-        inspect.signature(cls).bind(**parameters)
+        signature.bind(**{key: value for key, value in parameters.items() if key not in unknown})
+        problem = ""
     except TypeError as e:
+        problem = str(e)
+    if unknown or problem:
+        problems = [*([f"unknown arguments: {', '.join(unknown)}"] if unknown else []), *([problem] if problem else [])]
         raise CheckpointError(
-            f"architecture {name}: {e}. Pass --argument KEY=VALUE for each of {inspect.signature(cls)}"
-        ) from None
+            f"architecture {name}: {'; '.join(problems)}. The class takes {signature}. Pass --argument KEY=VALUE"
+        )
     try:
         return cls(**parameters).eval()
     except Exception as e:  # noqa: BLE001 - code of users may raise anything

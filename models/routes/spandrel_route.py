@@ -98,7 +98,8 @@ def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None)
         return ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
     except UnsupportedModelError:
         raise CheckpointError(
-            "spandrel does not recognise the weights. If you have the code of the network, pass --architecture MODULE:CLASS"
+            "spandrel does not recognise the weights. If you have the code of the network, pass "
+            "--architecture MODULE:CLASS and --code FOLDER"
         ) from None
     except Exception as e:  # noqa: BLE001 - weights that resemble those of an architecture make its code raise anything
         raise CheckpointError(f"spandrel cannot build the network: {describe_error(e)}") from None

@@ -12,7 +12,7 @@ from imagemill.models.errors import CheckpointError
 
 METADATA = "imagemill"
 """Key in the header of weights.safetensors: what the digest of a checkpoint covers in addition to the weights."""
-SHOWN = 20
+SHOWN = 3
 """Names that a message lists of each problem."""
 
 
@@ -50,7 +50,8 @@ def shape_text(tensor: Tensor) -> str:
 
 def join_names(names: list[str]) -> str:
     """Join names; of many, the first ones and the number of the others."""
-    rest = f" and {len(names) - SHOWN:,} others" if len(names) > SHOWN else ""
+    more = len(names) - SHOWN
+    rest = f" and {more:,} other{'s' if more > 1 else ''}" if more > 0 else ""
     return ", ".join(names[:SHOWN]) + rest
 
 

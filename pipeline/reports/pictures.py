@@ -38,6 +38,8 @@ LARGE_PIXELS = 12_000_000
 """Larger images are decoded one at a time."""
 MAX_SHOWN_PIXELS = 200_000_000
 """Larger images have no picture."""
+WHOLE_IMAGE_MARGIN = 8
+"""Values of a latent around a center that a network decodes which takes whole images."""
 PICTURE_SECONDS = 20.0
 """Pictures that are not ready after this time are left out."""
 SHOWN_COLUMNS = ["rel_path", "image_id", "content_sha256", "output_uri", *SIZE_COLUMNS]
@@ -120,6 +122,7 @@ def add_pictures(
 
 def decode_in_worker(output: Store, positions: set[RowPosition]) -> dict[RowPosition, str]:
     """Call `decode_pictures` in a worker process, so that this process does not import torch."""
+    log.info("decoding %d pictures for the report, for at most %.0f s", len(positions), PICTURE_SECONDS)
     try:
         pictures: dict[RowPosition, str] = call_in_worker(decode_pictures, output, positions, PICTURE_SECONDS)
         return pictures
@@ -206,8 +209,8 @@ def decode_center(row: dict[str, Any], model: Any) -> np.ndarray:
     if is_coded(row) and height * width > MAX_CODED_PIXELS:
         raise ValueError("the entropy-coded latent is too large")
     latent = read_latent(row, getattr(model, "entropy", None))
-    # A network that sees the whole image decodes all of it.
-    margin = -(-model.halo // model.factor) if model.tiling == "exact" else max(latent.shape)
+    # A network that takes whole images gives a slightly different center, which is good enough for a picture.
+    margin = -(-model.halo // model.factor) if model.tiling == "exact" else WHOLE_IMAGE_MARGIN
     slices, offsets = [], []
     for side, length in zip((height, width), latent.shape[1:], strict=True):
         begin = max(0, (side - SIDE) // 2)

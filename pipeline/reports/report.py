@@ -157,8 +157,11 @@ def save_report(output: Store, record: dict[str, Any], before: set[str], open_so
     report = build_report(output, record, before, open_sources)
     labels = {"label_column": label_column, "name_column": name_column}
     page = render_page("run.html", {"report": report, **labels})
+    from imagemill.pipeline.reports.pictures import PICTURE_SECONDS
+
     if output.exists(path) and (shown := output.read(path).count(PICTURE)) > page.count(PICTURE):
-        problem = f"not replaced, because it shows {shown} pictures and only {page.count(PICTURE)} can be made now"
+        made = f"only {page.count(PICTURE)} could be made now, in {PICTURE_SECONDS:.0f} s"
+        problem = f"not replaced, because it shows {shown} pictures and {made}"
         raise StorageError(f"{output.uri(path)}: {problem}. Delete the file to write a report with fewer pictures.")
     output.write(path, page)
     return path

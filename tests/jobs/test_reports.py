@@ -151,7 +151,7 @@ def test_rewrite_report_keeps_pictures(run_folder, tmp_path):
     (run_folder / "in").mkdir()
     try:
         shutil.copy(run_folder / "away/1.png", run_folder / "in/0.png")
-        with pytest.raises(StorageError, match=r"it shows 32 pictures and only 16 can be made now"):
+        with pytest.raises(StorageError, match=r"it shows 32 pictures and only 16 could be made now"):
             rewrite_report(output, first)
         assert page(tmp_path / "out", 0) == page(run_folder / "out", 0)
         (tmp_path / "out/runs" / first / "report.html").unlink()
