@@ -50,7 +50,8 @@ class ResolvedRun:
     @property
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
-        values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        values = self.task.version_values(self.params, self.card)
+        values |= {"task": self.task.name, "reconstruct": self.config.reconstruct}
         # Float latents are computed in float32 unless the config says otherwise. Symbols are always computed in float32.
         if self.card.contract and self.card.contract.latent and self.config.pool.dtype not in (None, self.task.dtype):
             values["dtype"] = self.config.pool.dtype

@@ -18,7 +18,7 @@ from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.routes.float_coder import FloatCoder
-from imagemill.models.tasks.compress import FOR_FLOATS, FOR_SYMBOLS, MAX_STEP, MIN_STEP, CompressParams
+from imagemill.models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
 from imagemill.models.tasks.task import Output, Sample, SampleError
 from imagemill.models.type_checks import require_type
 
@@ -81,26 +81,17 @@ class Compress(Objective, TaskObjective):
             model.entropy = fit_entropy_model(latents)
 
     def check(self, model: Network, params: Any) -> None:
-        """Check that the network makes latents, and that the parameters suit its latents.
+        """Check that the network makes latents, and has tables for entropy coding if the parameters ask for it.
 
         Raises:
             CheckpointError: when one of these does not hold.
         """
         super().check(model, params)
         params = require_type(params, CompressParams)
-        if isinstance(model, FloatCoder):
-            refuse(params, FOR_SYMBOLS, "the latents of the checkpoint are floats, which are not quantised")
-            if params.latents == "sample" and not model.latent.is_distribution:
-                raise CheckpointError(
-                    "params.latents='sample': the encoder of the checkpoint returns no distribution. Remove the parameter"
-                )
-        elif isinstance(model, LatentCoder):
-            refuse(params, FOR_FLOATS, "the latents of the checkpoint are integers")
-            if params.coding == "coded" and model.entropy is None:
-                raise CheckpointError(
-                    "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. "
-                    "Set plain"
-                )
+        if isinstance(model, LatentCoder) and params.coding == "coded" and model.entropy is None:
+            raise CheckpointError(
+                "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. Set plain"
+            )
 
     def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images as the network takes them, and their reconstruction, for symbols at VALIDATION_STEP."""
@@ -140,12 +131,6 @@ class Compress(Objective, TaskObjective):
                 columns["psnr_db"] = latent_psnr(model, latent, sample.rgb, step, device)
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
-
-
-def refuse(params: CompressParams, keys: tuple[str, ...], why: str) -> None:
-    """Raise CheckpointError if one of the parameters was given."""
-    if given := [f"params.{key}" for key in keys if key in params.model_fields_set]:
-        raise CheckpointError(f"{', '.join(given)}: {why}. Remove {'it' if len(given) == 1 else 'them'}")
 
 
 def round_values(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -145,10 +145,10 @@ def build_module(cls: type[nn.Module], name: str, parameters: dict[str, Any]) ->
     except TypeError as e:
         problem = str(e)
     if unknown or problem:
-        problems = [*([f"unknown arguments: {', '.join(unknown)}"] if unknown else []), *([problem] if problem else [])]
-        raise CheckpointError(
-            f"architecture {name}: {'; '.join(problems)}. The class takes {signature}. Pass --argument KEY=VALUE"
-        )
+        problems = [f"unknown arguments: {', '.join(unknown)}"] if unknown else []
+        problems += [problem] if problem else []
+        advice = f"The class takes {signature}: pass --argument KEY=VALUE, or set parameters in YAML"
+        raise CheckpointError(f"architecture {name}: {'; '.join(problems)}. {advice}")
     try:
         return cls(**parameters).eval()
     except Exception as e:  # noqa: BLE001 - code of users may raise anything

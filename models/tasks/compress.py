@@ -1,9 +1,11 @@
 """Compress: encode images as latents, quantised to integers or as floats."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks.task import Params, Task
 
 # Below 18, the means of black and white blocks exceed the range of a symbol: more bits and a worse image.
@@ -52,3 +54,21 @@ class Compress(Task):
     stores_latent = True
     # Latents of one collection must not depend on the hardware.
     dtype = "float32"
+
+    def version_values(self, params: Any, card: Card) -> dict[str, Any]:
+        """Return the parameters that the version of an output depends on; float latents have no step and no coding."""
+        values = super().version_values(params, card)
+        has_floats = card.contract is not None and card.contract.latent is not None
+        return {key: value for key, value in values.items() if not (has_floats and key in FOR_SYMBOLS)}
+
+    def check_card(self, name: str, card: Card, params: Any) -> None:
+        """Refuse parameters that mean nothing for the latents of a checkpoint, and samples of what is no distribution."""
+        latent = card.contract.latent if card.contract else None
+        keys, kind = (FOR_SYMBOLS, "floats, which are not quantised") if latent else (FOR_FLOATS, "integers")
+        if given := [f"params.{key}" for key in keys if key in params.model_fields_set]:
+            pronoun = "it" if len(given) == 1 else "them"
+            raise CheckpointError(f"{', '.join(given)}: the latents of checkpoint {name} are {kind}. Remove {pronoun}")
+        if latent and params.latents == "sample" and not latent.is_distribution:
+            raise CheckpointError(
+                f"params.latents='sample': the encoder of checkpoint {name} returns no distribution. Remove the parameter"
+            )

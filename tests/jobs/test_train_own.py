@@ -171,7 +171,7 @@ def test_training_needs_permission_and_a_class(own: Own, tmp_path: Path) -> None
         ({"code": str(tmp_path / "none")}, ConfigError, "is not a folder"),
         ({"architecture": "my_nets:Other"}, CheckpointError, "does not exist. Valid: Denoiser"),
         ({"architecture": "unet"}, ConfigError, "code = .*: only for an architecture MODULE:CLASS, not unet"),
-        ({"parameters": {"depth": 1}}, CheckpointError, "unexpected keyword argument 'depth'"),
+        ({"parameters": {"depth": 1}}, CheckpointError, "unknown arguments: depth. The class takes .width"),
     ):
         with pytest.raises(error, match=message):
             train(own("denoise", "Denoiser", **changes))

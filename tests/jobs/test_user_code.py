@@ -38,7 +38,7 @@ def checkpoint(imagemill: Command, code: Path, tmp_path: Path) -> Path:
     status, _, err = imagemill(
         "models", "import", tmp_path / "coder.pt", dest, "--architecture", "my_package.nets:Coder", "--code", code
     )
-    assert (status, err) == (0, "")
+    assert status == 0, err
     return dest
 
 
@@ -90,7 +90,7 @@ def test_code_needs_permission(
 
 def test_models_show_with_code(imagemill: Command, checkpoint: Path, code: Path) -> None:
     status, out, err = imagemill("models", "show", checkpoint, "--code", code)
-    assert (status, err) == (0, "")
+    assert status == 0, err
     assert "ConvTranspose2d" in out
 
 
