@@ -113,9 +113,10 @@ class Task:
         """Return whether the parameters require a mask file next to each image."""
         return False
 
-    def version_values(self, params: Params, card: Card) -> dict[str, Any]:
+    def version_values(self, params: Any, card: Card) -> dict[str, Any]:
         """Return the parameters that the version of an output of a checkpoint depends on."""
-        return params.version_values()
+        values: dict[str, Any] = params.version_values()
+        return values
 
     def check_card(self, name: str, card: Card, params: Any) -> None:
         """Check what the card alone decides about the parameters, for a network that the task can use.
