@@ -66,6 +66,7 @@ def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subproces
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
     result = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
