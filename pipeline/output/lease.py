@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -233,30 +234,15 @@ class Lease:
         try:
             held = newest_fencing_token(self.output)
             self._outwait(held)
-            self.fencing_token = held + 1
-            claim = {
-                "token": self._token,
-                "machine": machine_id(),
-                "pid": os.getpid(),
-                "started": process_start_time(os.getpid()),
-                **current_times(),
-            }
-            data = json.dumps(claim).encode()
-            if not self.output.create(claim_path(self.fencing_token), data):
-                raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
-            if not self.output.local:
-                self._read_back(data)
-            if newest_fencing_token(self.output) != self.fencing_token:
-                # While this process was asleep, other runs held OUTPUT and removed the claims below theirs.
-                self.output.delete(claim_path(self.fencing_token))
-                raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
-            # The heartbeat starts before the sweep, because listing all of OUTPUT may take longer than a lease lives.
-            self._beats.start()
             try:
+                # A signal between the claim and the heartbeat would leave a claim that nobody releases.
+                with delay_signals(once=True):
+                    self._claim(held + 1)
                 self._clear(held)
                 self.check_held()
             except BaseException:
-                self.__exit__(None, None, None)
+                if self._beats.is_alive():
+                    self._release()
                 raise
         except store_failures() as e:
             raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
@@ -273,6 +259,28 @@ class Lease:
                 f"{self.output.url}: another run holds this output ({living.description}). Wait for that run to end, or "
                 f"stop it. A dead run loses the output after at most {LIFETIME_SECONDS:.0f} s without a heartbeat"
             )
+
+    def _claim(self, fencing_token: int) -> None:
+        """Write the claim and start the heartbeat. Raise OutputHeld if another run was faster."""
+        self.fencing_token = fencing_token
+        claim = {
+            "token": self._token,
+            "machine": machine_id(),
+            "pid": os.getpid(),
+            "started": process_start_time(os.getpid()),
+            **current_times(),
+        }
+        data = json.dumps(claim).encode()
+        if not self.output.create(self.claim, data):
+            raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
+        if not self.output.local:
+            self._read_back(data)
+        if newest_fencing_token(self.output) != self.fencing_token:
+            # While this process was asleep, other runs held OUTPUT and removed the claims below theirs.
+            self.output.delete(self.claim)
+            raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
+        # The heartbeat starts before the cleanup, because listing all of OUTPUT may take longer than a lease lives.
+        self._beats.start()
 
     def _clear(self, held: int) -> None:
         """Remove temporary files of killed writers, and the claims before the previous one."""
@@ -304,10 +312,16 @@ class Lease:
             except store_failures(StorageError) as e:
                 log.warning("%s: the heartbeat was not written: %s", self.output.url, reason(e))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def _release(self) -> None:
+        """Stop the heartbeat, and write that OUTPUT is free."""
         self._stop.set()
         self._beats.join(timeout=BEAT_SECONDS)
         try:
             self.output.create(claim_path(self.fencing_token, "released"), b"")
         except store_failures() as e:
             log.warning("%s: the lease was not released: %s", self.output.url, reason(e))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # A signal may arrive while a run ends after an earlier one. Without a release, the next run would wait.
+        with delay_signals(once=True):
+            self._release()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.errors import Interrupted, OutputHeld, StorageError
 from imagemill.pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fencing_token
 from imagemill.pipeline.storage import Store
 
@@ -70,6 +70,35 @@ def test_lease_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="inside"), Lease(Store(str(tmp_path))):
         raise ValueError("inside")
     with Lease(Store(str(tmp_path))) as lease:
+        assert lease.fencing_token == 2
+
+
+@pytest.mark.parametrize("moment", ["claimed", "releasing"])
+def test_lease_is_free_after_a_signal(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal arrives after the claim is written, or before the file that releases it."""
+    output, create = Store(str(tmp_path)), Store.create
+
+    def interrupted_create(store: Store, path: str, data: bytes) -> bool:
+        if moment == "releasing" and path.endswith("released"):
+            signal.raise_signal(signal.SIGALRM)
+        created = create(store, path, data)
+        if moment == "claimed" and path.endswith("json"):
+            monkeypatch.setattr(Store, "create", create)
+            signal.raise_signal(signal.SIGALRM)
+        return created
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(Store, "create", interrupted_create)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted), Lease(output):
+            assert moment == "releasing", "the signal was lost"
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        monkeypatch.undo()
+    with Lease(output) as lease:
         assert lease.fencing_token == 2
 
 
