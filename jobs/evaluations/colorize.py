@@ -68,8 +68,8 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
         draw_contact_sheet(["gray (baseline)", "colorized", "original"], rows),
         [
             "gray: the luma of the original without chroma",
-            f"hues: of the pixels whose chroma is at least {CLEAR_CHROMA * 255:.0f} levels in the original, the share that has as "
-            f"much in the output, with the right hue or with one that is more than {HUE_TOLERANCE} degrees off",
+            f"hues: of the pixels whose chroma is at least {CLEAR_CHROMA * 255:.0f} levels in the original, the share that "
+            f"has as much in the output, with the right hue or with one that is more than {HUE_TOLERANCE} degrees off",
             f"left out: {number(len(pictures) - len(originals), 'image')} without colours",
         ],
     )

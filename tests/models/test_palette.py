@@ -88,7 +88,7 @@ def test_cross_entropy_is_lowest_for_the_true_colour(chroma: tuple[float, float]
 def test_training_keeps_frozen_stages_and_slows_the_encoder() -> None:
     network = PaletteNet(**SMALL, frozen=2)
     nn.init.normal_(network.head.weight)
-    before = {name: value.clone() for name, value in network.named_parameters()}
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
     objective = Colorize()
     objective.freeze(network)
     state = State.begin(network, 0.9, 0.0, encoder_rate=0.1)
@@ -96,7 +96,7 @@ def test_training_keeps_frozen_stages_and_slows_the_encoder() -> None:
     crops = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     step(crops, torch.Generator().manual_seed(0), 1e-3)
     # The first step of Adam moves each weight by the learning rate.
-    moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in network.named_parameters()}
+    moved = {name: (value.detach() - before[name]).abs().max().item() for name, value in network.named_parameters()}
     frozen = ("encoder.stem.", "encoder.stages.0.", "encoder.stages.1.")
     assert {value for name, value in moved.items() if name.startswith(frozen)} == {0.0}
     assert moved["head.weight"] == pytest.approx(1e-3, rel=0.05)
