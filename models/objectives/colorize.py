@@ -19,8 +19,8 @@ from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
 
-SMALLEST_SCALE = 0.75
-"""Crops are reduced to a random size down to this share of theirs, because objects have any size."""
+SCALES = (0.6, 0.75)
+"""Crops are reduced to a random size in this range, so that a network sees as much of a photo as it does in a prediction."""
 CLASS_WEIGHT = 1.0
 """Decibels that one nat of cross-entropy counts as much as."""
 ERROR_FLOOR = 1e-4
@@ -85,8 +85,8 @@ class Colorize(Objective, TaskObjective):
 
 def reduce_randomly(x_BCHW: Tensor, stride: int, generator: torch.Generator) -> Tensor:
     """Reduce crops (B,C,crop,crop) to a random side that is a multiple of `stride`, the same for all of them."""
-    sides = range(x_BCHW.shape[3], max(1, int(SMALLEST_SCALE * x_BCHW.shape[3])) - 1, -stride)
-    side = sides[int(torch.randint(len(sides), (), generator=generator))]
+    low, high = (int(scale * x_BCHW.shape[3]) // stride for scale in SCALES)
+    side = stride * max(1, int(torch.randint(low, high + 1, (), generator=generator)))
     return resize(x_BCHW, [side, side])
 
 
