@@ -25,6 +25,9 @@ SIDE = 11
 """Colours of the palette for each of Cb and Cr."""
 EXPONENT = 1.6
 """Colours are denser near gray: level u in [-1,1] has the chroma 0.5·|u|^EXPONENT."""
+TEMPERATURE = 1.0
+"""Sharpness of the distribution whose mean is the output. 1 gives the colour with the lowest expected squared error, lower
+values give livelier colours ("annealed mean")."""
 GRAY_WEIGHT = 0.03
 """Chroma at which a pixel counts twice as much in the loss as a gray pixel."""
 
@@ -35,8 +38,6 @@ class PaletteNet(ChromaNetwork):
     Args:
         widths: channels of the decoder at 1/4, 1/8 and 1/16 of the size.
         blocks: residual blocks of the decoder at each size.
-        temperature: sharpness of the distribution whose mean is the output. 1 gives the colour with the lowest expected
-            squared error, lower values give livelier colours ("annealed mean").
         frozen: number of stages of the encoder, first stages first, that a training leaves unchanged.
         dropout: share of the features of the encoder that a training step hides from the decoder.
     """
@@ -48,12 +49,11 @@ class PaletteNet(ChromaNetwork):
         self,
         widths: Sequence[int] = (48, 72, 112),
         blocks: int = 1,
-        temperature: float = 1.0,
         frozen: int = 0,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.temperature, self.frozen = temperature, frozen
+        self.frozen = frozen
         self.encoder = EfficientNetLite()
         self.dropout = nn.Dropout2d(dropout)
         self.lateral = nn.ModuleList(
@@ -97,7 +97,7 @@ class PaletteNet(ChromaNetwork):
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """Map features to chroma (B,2,H,W)."""
-        return enlarge(self.mean_colour(self.classify(y), self.temperature), 4)
+        return enlarge(self.mean_colour(self.classify(y), TEMPERATURE), 4)
 
     def learn(self, luma_B1HW: Tensor, chroma_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean chroma, and the cross-entropy of the palette, in which colourful pixels weigh more."""
