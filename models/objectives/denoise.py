@@ -14,6 +14,7 @@ from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
+from imagemill.models.self_ensemble import run_network
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import TILE, apply_tiled, pad_to_size, tile_side
@@ -85,7 +86,7 @@ class Denoise(Objective, TaskObjective):
         params = require_type(params, DenoiseParams)
         if isinstance(model, ImageNetwork):
             sigma = DEFAULT_SIGMA if params.sigma is None else params.sigma / 255
-            results = process_images(model, [sample.rgb for sample in samples], params.tile, precision, sigma)
+            results = process_images(model, [sample.rgb for sample in samples], params, precision, sigma)
             level = sigma * 255 if model.takes_noise_level else None
             return [Output(image, columns={"sigma": level}) for image in results]
         model = require_type(model, UNet)
@@ -98,7 +99,7 @@ class Denoise(Objective, TaskObjective):
             else:
                 sigma_B = x.new_full((len(images),), params.sigma / 255, dtype=torch.float32)
             x_hat = apply_tiled(
-                lambda tile: float_to_bytes(precision.run(model, bytes_to_float(tile), sigma_B)),
+                lambda tile: float_to_bytes(run_network(model, bytes_to_float(tile), params, precision, sigma_B)),
                 x,
                 tile_side(*x.shape[2:]),
                 model.halo,
