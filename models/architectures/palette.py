@@ -28,7 +28,7 @@ EXPONENT = 1.6
 TEMPERATURE = 1.0
 """Sharpness of the distribution whose mean is the output. 1 gives the colour with the lowest expected squared error, lower
 values give livelier colours ("annealed mean")."""
-GRAY_WEIGHT = 0.03
+GRAY_WEIGHT = 0.06
 """Chroma at which a pixel counts twice as much in the loss as a gray pixel."""
 
 
@@ -50,7 +50,7 @@ class PaletteNet(ChromaNetwork):
         widths: Sequence[int] = (48, 72, 112),
         blocks: int = 1,
         frozen: int = 0,
-        dropout: float = 0.1,
+        dropout: float = 0.25,
     ) -> None:
         super().__init__()
         self.frozen = frozen

@@ -19,8 +19,10 @@ from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
 
-SCALES = (0.6, 0.75)
-"""Crops are reduced to a random size in this range, so that a network sees as much of a photo as it does in a prediction."""
+SCALES = (0.83, 1.17)
+"""Crops are resized to a random share of their size in this range, because objects have any size."""
+MAX_NOISE = 0.02
+"""Standard deviation up to which the luma of a crop gets noise, like the grain of a photo."""
 CLASS_WEIGHT = 1.0
 """Decibels that one nat of cross-entropy counts as much as."""
 ERROR_FLOOR = 1e-4
@@ -40,12 +42,15 @@ class Colorize(Objective, TaskObjective):
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss in RGB of the true luma with the predicted chroma."""
         model = require_type(model, ChromaNetwork)
-        x_BCHW = reduce_randomly(x_BCHW, model.output_stride, generator)
+        x_BCHW = resize_randomly(x_BCHW, model.output_stride, generator)
         luma, chroma = rgb_to_luma(x_BCHW), rgb_to_chroma_planes(x_BCHW)
         # Gray photographs have other exposures than the training images, so the network gets a random gain and gamma.
         gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
         gamma = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
-        predicted, further_loss = model.learn((luma * gain).clamp(1e-4, 1) ** gamma, chroma)
+        noise = (
+            MAX_NOISE * torch.rand(len(luma), 1, 1, 1, generator=generator) * torch.randn(luma.shape, generator=generator)
+        )
+        predicted, further_loss = model.learn(((luma * gain).clamp(1e-4, 1) ** gamma + noise).clamp(0, 1), chroma)
         x_hat = luma_chroma_to_rgb(luma, predicted)
         squared = (x_hat - x_BCHW).float().square().flatten(1).mean(1)
         loss = 10 * (squared + ERROR_FLOOR).log10().mean() + CLASS_WEIGHT * further_loss
@@ -83,10 +88,10 @@ class Colorize(Objective, TaskObjective):
         return outputs
 
 
-def reduce_randomly(x_BCHW: Tensor, stride: int, generator: torch.Generator) -> Tensor:
-    """Reduce crops (B,C,crop,crop) to a random side that is a multiple of `stride`, the same for all of them."""
-    low, high = (int(scale * x_BCHW.shape[3]) // stride for scale in SCALES)
-    side = stride * max(1, int(torch.randint(low, high + 1, (), generator=generator)))
+def resize_randomly(x_BCHW: Tensor, stride: int, generator: torch.Generator) -> Tensor:
+    """Resize crops (B,C,crop,crop) to a random side that is a multiple of `stride`, the same for all of them."""
+    low, high = (max(1, round(scale * x_BCHW.shape[3] / stride)) for scale in SCALES)
+    side = stride * int(torch.randint(low, high + 1, (), generator=generator))
     return resize(x_BCHW, [side, side])
 
 
