@@ -85,7 +85,11 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
     print_facts(describe(card, found, trial))
     if found.contract.latent and trial.psnr_db < POOR_PSNR:
         print_text(f"warning: a reconstruction with {trial.psnr_db:.1f} dB has nearly no details. Are the weights trained?")
-    elif trial.correlation < MIN_CORRELATION:
+    elif found.contract.mask and trial.psnr_db < POOR_PSNR:
+        print_text(
+            f"warning: a filled hole with {trial.psnr_db:.1f} dB does not resemble the image. Are the weights trained?"
+        )
+    elif not found.contract.mask and trial.correlation < MIN_CORRELATION:
         print_text("warning: the result does not resemble its input. Is --input-range right?")
     option = f" --code {request.code or INSTALLED}" if request.architecture else ""
     print_text(f"next: imagemill {card.task} PHOTOS OUTPUT --checkpoint {request.dest}{option}")
@@ -234,7 +238,7 @@ def describe(card: Card, found: Recognised, trial: Trial) -> list[tuple[str, str
         ("task", f"{card.task} (possible: {', '.join(found.tasks)})" if len(found.tasks) > 1 else card.task),
         ("weights", f"{parameters:,} values, {', '.join(dtypes_of(found.tensors))}"),
         *contract_facts(contract),
-        ("one image", trial.describe()),
+        ("one hole" if contract.mask else "one image", trial.describe()),
         ("sha256", card.sha256),
     ]
     return facts
