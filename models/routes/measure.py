@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def add_costs(run: Run, contract: Contract, multiple: int, min_side: int, pads: 
     if alignment > multiple and not pads:
         # The network pads its input itself, and tiles would have to begin at multiples that it does not ask for.
         tiling, halo, alignment = "never", 0, multiple
-    measured = {
+    measured: dict[str, Any] = {
         "size_multiple": alignment,
         "tiling": tiling,
         "halo": halo,
