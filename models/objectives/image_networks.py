@@ -32,6 +32,8 @@ def process_images(
 ) -> list[np.ndarray]:
     """Process images (H,W,3) uint8 of one size to (scale·H,scale·W,3) uint8.
 
+    Images for a network that takes masks are (H,W,4). Their last plane is 255 where a pixel is missing, else 0.
+
     Args:
         model: the network.
         images: the images, whose pixels may be overwritten.
@@ -47,9 +49,10 @@ def process_images(
     side, overlap = plan_tiles(model, h, w, tiling, precision.memory)
     reach = {"exact": side + 2 * overlap, "approximate": side, "never": max(h, w)}[tiling]
     needed = pass_bytes(model, min(h, reach), min(w, reach))
+    advice = {"can_blend": not model.takes_mask, "has_mask": model.takes_mask}
     if tiling != "exact" and needed and precision.memory and needed > precision.memory:
         share = precision.memory / needed
-        raise too_large(h, w, tiling, describe_need(needed, precision.memory), share, can_blend=True)
+        raise too_large(h, w, tiling, describe_need(needed, precision.memory), share, **advice)
     together = max(1, precision.memory // needed) if needed and precision.memory else len(images)
 
     def process(x_BCHW: Tensor) -> Tensor:
@@ -84,7 +87,8 @@ def process_images(
             # A batch is tried again in halves.
             if tiling == "exact" or len(images) > 1 or not is_out_of_memory(e):
                 raise
-            raise too_large(h, w, tiling, "do not fit into the free memory", 0.5, can_blend=True) from None
+            problem = "do not fit into the free memory"
+            raise too_large(h, w, tiling, problem, 0.5, **advice) from None
         results.extend(to_uint8_images(y))
     return results
 
