@@ -108,9 +108,9 @@ def group_parameters(model: Network, encoder_rate: float) -> list[dict[str, Any]
     """
     if encoder_rate == 1:
         return [{"params": list(model.parameters()), "rate": 1.0}]
-    encoder, others = [], []
-    for name, parameter in model.named_parameters():
-        (encoder if name.startswith("encoder.") else others).append(parameter)
+    named = list(model.named_parameters())
+    encoder = [parameter for name, parameter in named if name.startswith("encoder.")]
+    others = [parameter for name, parameter in named if not name.startswith("encoder.")]
     return [{"params": others, "rate": 1.0}, {"params": encoder, "rate": encoder_rate}]
 
 
