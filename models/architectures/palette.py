@@ -43,7 +43,7 @@ class PaletteNet(ChromaNetwork):
     """
 
     example = (1, 256, 256)
-    prediction_pixels = 320 * 320
+    prediction_pixels = 352 * 352
 
     def __init__(
         self,
@@ -67,8 +67,9 @@ class PaletteNet(ChromaNetwork):
         reach = self.encoder.reach + sum(2 ** (FINEST + level + 1) * (2 * blocks + 2) for level in range(len(widths))) + 4
         self.halo = -(-reach // self.stride) * self.stride
         levels = torch.linspace(-1, 1, SIDE)
-        self.palette: Tensor
-        self.register_buffer("palette", 0.5 * levels.sign() * levels.abs() ** EXPONENT, persistent=False)
+        chroma = 0.5 * levels.sign() * levels.abs() ** EXPONENT
+        self.colours: Tensor
+        self.register_buffer("colours", torch.cartesian_prod(chroma, chroma).T.contiguous(), persistent=False)
 
     def freeze(self) -> None:
         """Freeze the first stages of the encoder."""
@@ -91,9 +92,8 @@ class PaletteNet(ChromaNetwork):
 
     def mean_colour(self, logits: Tensor, temperature: float) -> Tensor:
         """Return the mean chroma (B,2,h,w) of the distributions of `classify`, sharpened by a temperature."""
-        share = (logits / temperature).softmax(1).unflatten(1, (SIDE, SIDE))
-        cb, cr = (torch.einsum("bnhw,n->bhw", share.sum(axis), self.palette) for axis in (2, 1))
-        return torch.stack([cb, cr], 1)
+        share = (logits / temperature).permute(0, 2, 3, 1).softmax(-1)
+        return (share @ self.colours.T).permute(0, 3, 1, 2)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """Map features to chroma (B,2,H,W)."""
