@@ -243,13 +243,13 @@ def save_state(state: State, run: Store, fencing_token: int) -> None:
 
 
 def best_epoch(history: list[EpochFigures]) -> int:
-    """Return the epoch whose average is exported; of equal epochs the later one.
+    """Return the epoch whose average is exported; of equal epochs the later one, which learned at a lower rate.
 
     This is the epoch with the lowest validation loss if the objective has one (for `compress`, the rate counts as well),
-    else the one with the highest validation PSNR.
+    else the one with the highest validation PSNR in hundredths of a decibel, because smaller differences are chance.
     """
 
     def quality(line: EpochFigures) -> float:
-        return -line["valid_loss"] if "valid_loss" in line else line["valid_psnr_db"]
+        return -line["valid_loss"] if "valid_loss" in line else round(line["valid_psnr_db"], 2)
 
     return int(max(history, key=lambda line: (quality(line), line["epoch"]))["epoch"])

@@ -28,6 +28,11 @@ class ChromaNetwork(Autoencoder):
     def freeze(self) -> None:
         """Set `requires_grad` to False for weights that a training leaves unchanged; by default it changes all of them."""
 
+    def colour(self, luma_B1HW: Tensor) -> Tensor:
+        """Return the chroma (B,2,H,W) that a run paints; by default that with the lowest expected error, like `forward`."""
+        chroma: Tensor = self(luma_B1HW)
+        return chroma
+
     @abstractmethod
     def learn(self, luma_B1HW: Tensor, chroma_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the predicted chroma (B,2,H,W), and a loss in addition to its error, a scalar.

@@ -25,9 +25,9 @@ SIDE = 11
 """Colours of the palette for each of Cb and Cr."""
 EXPONENT = 1.6
 """Colours are denser near gray: level u in [-1,1] has the chroma 0.5·|u|^EXPONENT."""
-TEMPERATURE = 1.0
-"""Sharpness of the distribution whose mean is the output. 1 gives the colour with the lowest expected squared error, lower
-values give livelier colours ("annealed mean")."""
+TEMPERATURE, SATURATION = 1.8, 1.4
+"""How runs choose colours: a flatter distribution, whose mean has fewer wrong hues, and its chroma multiplied, so that photos
+become as lively as with the mean itself. docs/training-log.md has the figures."""
 GRAY_WEIGHT = 0.06
 """Chroma at which a pixel counts twice as much in the loss as a gray pixel."""
 
@@ -91,13 +91,23 @@ class PaletteNet(ChromaNetwork):
         return self.head(z.relu()).float()
 
     def mean_colour(self, logits: Tensor, temperature: float) -> Tensor:
-        """Return the mean chroma (B,2,h,w) of the distributions of `classify`, sharpened by a temperature."""
+        """Return the mean chroma (B,2,h,w) of the distributions of `classify`.
+
+        Args:
+            logits: (B,SIDE²,h,w).
+            temperature: 1 for the colour with the lowest expected squared error; lower values prefer the most likely colour
+                ("annealed mean"), higher values gray.
+        """
         share = (logits / temperature).permute(0, 2, 3, 1).softmax(-1)
         return (share @ self.colours.T).permute(0, 3, 1, 2)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
-        """Map features to chroma (B,2,H,W)."""
-        return enlarge(self.mean_colour(self.classify(y), TEMPERATURE), 4)
+        """Map features to the mean chroma (B,2,H,W)."""
+        return enlarge(self.mean_colour(self.classify(y), 1.0), 4)
+
+    def colour(self, luma_B1HW: Tensor) -> Tensor:
+        """Return the chroma (B,2,H,W) that a run paints."""
+        return enlarge(SATURATION * self.mean_colour(self.classify(self.encode(luma_B1HW)), TEMPERATURE), 4)
 
     def learn(self, luma_B1HW: Tensor, chroma_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean chroma, and the cross-entropy of the palette, in which colourful pixels weigh more."""

@@ -80,7 +80,7 @@ class Colorize(Objective, TaskObjective):
         x = x.to(precision.device).float() / 255
         with torch.inference_mode():
             reduced = limit_pixels(x, model.prediction_pixels, model.stride)
-            chroma = enlarge_guided(precision.run(model, reduced), reduced, x)
+            chroma = enlarge_guided(precision.run(model.colour, reduced), reduced, x)
             chroma_B2HW = chroma.mul_(params.saturation).cpu().numpy()
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
