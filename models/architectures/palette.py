@@ -26,8 +26,8 @@ SIDE = 11
 EXPONENT = 1.6
 """Colours are denser near gray: level u in [-1,1] has the chroma 0.5·|u|^EXPONENT."""
 TEMPERATURE, SATURATION = 1.8, 1.4
-"""How runs choose colours: a flatter distribution, whose mean has fewer wrong hues, and its chroma multiplied, so that photos
-become as lively as with the mean itself. docs/training-log.md has the figures."""
+"""How runs choose colours: from a flatter distribution, whose mean has fewer wrong hues, with the chroma multiplied, so that
+photos become as lively as with the mean itself. docs/training-log.md has the figures."""
 GRAY_WEIGHT = 0.06
 """Chroma at which a pixel counts twice as much in the loss as a gray pixel."""
 
