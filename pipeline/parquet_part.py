@@ -4,36 +4,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imagemill.pipeline.schema import LATENT_CONTENT
-
 LATENT_ROWS = 64
 """Maximum number of rows in a row group with latents that are lists."""
 GROUP_VALUES = 9_000_000
 """Values of such a row group, unless one row has more: Parquet's writer holds 8 bytes for each value of the group."""
-UNIQUE_COLUMNS = (
-    "image_id",
-    "version",
-    "source_uri",
-    "rel_path",
-    "source_etag",
-    "content_sha256",
-    "encoded_at",
-    "output_uri",
-    "output_sha256",
-    "output_bytes",
-    "latent_shape",
-    "latent_crc32",
-)
-"""Columns whose values rarely repeat, so that a dictionary would only take space."""
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:
     """Return a table as a Parquet file.
 
-    Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero, and not dictionary encoded.
-    Constant lineage columns are dictionary encoded, which makes them nearly free. Only image_id has statistics: in small
-    parts, statistics of other columns would take more space than they save. Arrow's own copy of the schema is left out,
-    because Parquet's schema gives the same types and the copy takes 3 kB.
+    Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero. Dictionaries take a page more
+    for each column, and zstd alone makes columns with few values as small. Only image_id has statistics: in small parts,
+    statistics of other columns would take more space than they save. Arrow's own copy of the schema is left out, because
+    Parquet's schema gives the same types and the copy takes 3 kB.
 
     Args:
         table: rows.
@@ -46,7 +29,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         out,
         compression="zstd",
         compression_level=level,
-        use_dictionary=[name for name in table.schema.names if is_repetitive(name, table[name])],
+        use_dictionary=False,
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists} or None,
         write_statistics=["image_id"],
         # With checksums, readers that verify pages detect a flipped bit in any column.
@@ -57,12 +40,6 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
     )
     data: bytes = out.getvalue().to_pybytes()
     return data
-
-
-def is_repetitive(name: str, column: pa.ChunkedArray) -> bool:
-    """Return whether a column gets a dictionary: its values repeat, and there are some."""
-    is_measured = pa.types.is_floating(column.type) and name != "step"
-    return not is_measured and name not in (*LATENT_CONTENT, *UNIQUE_COLUMNS) and column.null_count < len(column)
 
 
 def group_rows(lists: list[pa.ChunkedArray]) -> int | None:

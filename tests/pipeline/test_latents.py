@@ -193,7 +193,7 @@ def test_failed_merge_leaves_the_parts(tmp_path, crops, monkeypatch, caplog):
     monkeypatch.setattr("imagemill.pipeline.output.compact.replace_parts", fail)
     config = RunConfig(task="compress", input=source.url, output=output.url, engine="local")
     assert run(config)["ok"] == 16
-    assert "parts of this run were not merged: no space" in caplog.text
+    assert "parts of this run were not merged: StorageError: no space" in caplog.text
     assert len(list_parts(output, "results")) > 1
     assert verify(output).problems == []
 
