@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
 from imagemill.models.entropy import PASSES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fitting import fit_entropy_model
+from imagemill.models.entropy_fitting import fit_entropy_model, quantise_counts
 from tests.support.entropy_tables import photo_like, tables
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
@@ -114,7 +114,7 @@ def test_decode_refuses_another_channel_count() -> None:
         tables(6, 3).decode(b"\0" * 8, (5, 2, 2))
 
 
-@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
+@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables", "levels"])
 def test_entropy_model_refuses_invalid_tables(name: str) -> None:
     state = dict(tables(2, 0).state_dict())
     for bad_table in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
@@ -156,15 +156,41 @@ def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
     assert child_digests == digests
 
 
-def test_payload_format_is_stable() -> None:
+@pytest.mark.parametrize(
+    ("levels", "payload"), [(0, "3de1f6fc3d40cb67a6dafbfc5b36c60679b23946"), (3, "eb54ecfc14a5d96085886e89ce76958b6099f1bb")], ids=["older", "levels"]
+)
+def test_payload_format_is_stable(levels: int, payload: str) -> None:
     """A coder that differs from constriction 0.5 would make all archives unreadable."""
-    state = {name: value.numpy().ravel() for name, value in tables(2, 0).state_dict().items()}
-    shapes = {name: value.shape for name, value in tables(2, 0).state_dict().items()}
+    state = {name: value.numpy() for name, value in tables(2, 0, levels=levels).state_dict().items()}
     ramp = {name: (np.arange(v.size) * 37 % 113 - 20).astype(v.dtype) for name, v in state.items()}
     ramp["sizes"], ramp["edges"] = np.arange(129, dtype=np.int16), np.array([-500, 0, 500, 4000], np.int32)
-    rows = 1 + np.arange(80 * 41).reshape(80, 41) * 31 % 101
+    if levels:
+        ramp["levels"] = np.array([0, 3] * 5, np.int16)
+    count = len(state["tables"])
+    rows = 1 + np.arange(count * 41).reshape(count, 41) * 31 % 101
     rows[:, REACH] += entropy.TOTAL - rows.sum(1)
     ramp["tables"] = rows.astype(np.int32).ravel()
-    model = EntropyModel(**{name: torch.from_numpy(ramp[name].reshape(shapes[name])) for name in state})
+    model = EntropyModel(**{name: torch.from_numpy(ramp[name].reshape(state[name].shape)) for name in state})
     symbols = (np.arange(2 * 6 * 5) * 7 % 11 * (np.arange(60) % 9 == 0) - 3 * (np.arange(60) == 17)).reshape(2, 6, 5)
-    assert model.encode(symbols.astype(np.int8)).hex() == "3de1f6fc3d40cb67a6dafbfc5b36c60679b23946"
+    assert model.encode(symbols.astype(np.int8)).hex() == payload
+    np.testing.assert_array_equal(model.decode(bytes.fromhex(payload), symbols.shape), symbols)
+
+
+def test_level_of_the_largest_neighbour_saves_bits() -> None:
+    """In each 4×4 square one symbol is large or none is, which sums over neighbours cannot tell from many small ones."""
+    rng = np.random.default_rng(0)
+
+    def latent() -> np.ndarray:
+        spread = np.kron(rng.choice([0.3, 6.0], (2, 8, 8), p=[0.7, 0.3]), np.ones((1, 4, 4)))
+        return np.rint(rng.standard_t(2, (2, 32, 32)) * spread).clip(-127, 127).astype(np.int8)
+
+    model = fit_entropy_model([latent() for _ in range(150)])
+    assert model.levels is not None
+    state = model.state_dict()
+    shape = (len(model.edges) + 1, model.levels.shape[1] + 1, -1, 2 * REACH + 1)
+    common = quantise_counts(state.pop("tables").reshape(shape).sum(1).numpy().reshape(-1, 2 * REACH + 1))
+    del state["levels"]
+    without = EntropyModel(**state, tables=torch.from_numpy(common))
+    symbols = [latent() for _ in range(10)]
+    sizes = [sum(len(coder.encode(s)) for s in symbols) for coder in (model, without)]
+    assert sizes[0] < 0.99 * sizes[1]
