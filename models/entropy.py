@@ -128,11 +128,19 @@ class EntropyModel(nn.Module):
         return self.tables.cpu().numpy().astype(np.float32) / TOTAL
 
     @cached_property
-    def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Sizes, bias, edges and levels as float32; without levels, (S,0)."""
-        levels = self.edges.new_zeros(len(self.edges) + 1, 0) if self.levels is None else self.levels
-        numbers = (self.sizes, self.bias, self.edges, levels)
-        return tuple(t.cpu().numpy().astype(np.float32) for t in numbers)  # type: ignore[return-value]
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sizes, bias and edges as float32."""
+        return tuple(t.cpu().numpy().astype(np.float32) for t in (self.sizes, self.bias, self.edges))  # type: ignore[return-value]
+
+    @cached_property
+    def _contexts(self) -> np.ndarray:
+        """Bucket and level as one number, (S,M): of each bucket and magnitude of the largest neighbour, 0..M-1."""
+        buckets = np.arange(len(self.edges) + 1)[:, None]
+        if self.levels is None:
+            return np.repeat(buckets, max(0, int(self.sizes.max())) + 1, 1)
+        magnitudes = np.arange(max(0, int(self.sizes.max())) + 1)
+        boundaries = self.levels.cpu().numpy()
+        return buckets * (boundaries.shape[1] + 1) + (magnitudes[:, None] > boundaries[:, None]).sum(2)
 
     def encode(self, symbols: np.ndarray) -> bytes:
         """Encode symbols (C,h,w) int8 to a payload of 32-bit words in little-endian order."""
@@ -186,7 +194,7 @@ class EntropyModel(nn.Module):
                 self._walk_tile(symbols[:, y : y + TILE, x : x + TILE], exchange)
 
     def _walk_tile(self, symbols: np.ndarray, exchange: Exchange) -> None:
-        sizes, bias, *_ = self._numbers
+        sizes, bias, _ = self._numbers
         # Known symbols of the current channel, as terms of magnitude and value; unknown positions are 0.
         known = np.zeros((2, symbols.shape[1] + 2, symbols.shape[2] + 2), np.float32)
         around = np.lib.stride_tricks.sliding_window_view(known, (3, 3), (1, 2))
@@ -199,9 +207,8 @@ class EntropyModel(nn.Module):
             known[:] = 0
             for p, dy, dx in visits:
                 here = plane[dy::2, dx::2]
-                neighbours = windows[p].reshape(2, -1, 9)
-                own = neighbours @ self._dense[:, p, channel, channel, :, None]
-                rows, centres, signs = self._expect(sums[p][:, channel] + own[..., 0], neighbours[0])
+                own = windows[p].reshape(2, -1, 9) @ self._dense[:, p, channel, channel, :, None]
+                rows, centres, signs = self._expect(sums[p][:, channel] + own[..., 0], largest_around(known[0], dy, dx))
                 here[:] = (exchange(rows, centres, here.ravel() * signs) * signs).reshape(here.shape)
                 known[0, dy + 1 : -1 : 2, dx + 1 : -1 : 2] = sizes[np.abs(here).clip(max=128)]
                 known[1, dy + 1 : -1 : 2, dx + 1 : -1 : 2] = here.clip(-128, 127)
@@ -210,26 +217,38 @@ class EntropyModel(nn.Module):
                     later = self._dense[:, p, channel, channel + 1 :]
                     sums[p][:, channel + 1 :] += later @ window.reshape(2, -1, 9).transpose(0, 2, 1)
 
-    def _expect(self, sums: np.ndarray, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _expect(self, sums: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Choose the tables of symbols.
 
         Args:
             sums: (2,n) float32 in 1/1024, expected magnitude and value.
-            magnitudes: (n,9) float32 of the neighbours in the channel, 0 if unknown.
+            largest: (n,) integers, magnitude of the largest known neighbour in the channel, 0 if none is known.
 
         Returns:
             Rows of `tables`, centres ≥ 0, and the signs (±1) that make expected values positive, each (n,).
         """
-        *_, edges, levels = self._numbers
-        bucket = np.searchsorted(edges, sums[0], "right")
-        count = levels.shape[1]
-        if count:
-            level = (magnitudes.max(1)[:, None] > levels[bucket]).sum(1)
-            bucket = bucket * (count + 1) + level
+        bucket = np.searchsorted(self._numbers[2], sums[0], "right")
+        context = self._contexts[bucket, largest]
         mean = sums[1].astype(np.int32)
         shift = FRACTION_BITS - (PHASES.bit_length() - 1)
         eighths = np.minimum((np.abs(mean) + (1 << (shift - 1))) >> shift, 128 * PHASES)
         centres = (eighths + PHASES // 2) // PHASES
         phase = eighths - PHASES * centres + PHASES // 2
-        rows = (bucket * 2 + (centres > 0)) * PHASES + phase
+        rows = (context * 2 + (centres > 0)) * PHASES + phase
         return rows, centres, np.where(mean < 0, -1, 1).astype(np.int32)
+
+
+def largest_around(magnitudes: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Return the largest magnitude in the 3×3 neighbourhoods of the positions of a pass, (n,) integers.
+
+    Args:
+        magnitudes: (h+2,w+2) float32, with a border.
+        dy: first row of the pass.
+        dx: first column of the pass.
+    """
+    row, right = magnitudes.shape[0] - 2, magnitudes.shape[1] - 2
+    three = np.maximum(magnitudes[:, dx:right:2], magnitudes[:, dx + 1 : right + 1 : 2])
+    three = np.maximum(three, magnitudes[:, dx + 2 :: 2])
+    nine = np.maximum(three[dy:row:2], three[dy + 1 : row + 1 : 2])
+    whole: np.ndarray = np.maximum(nine, three[dy + 2 :: 2]).ravel().astype(np.intp)
+    return whole
