@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.resizing import limit_pixels
-from imagemill.models.style_statistics import adain, content_loss, gram, moments, standardise, style_loss
+from imagemill.models.style_statistics import adain, content_loss, gram, moments, standard_unit, standardise, style_loss
+from imagemill.models.style_transport import build_transport, symmetric_power
 from imagemill.models.tiling import apply_tiled
+from imagemill.models.type_checks import require_value
 
 TILE = 1024
 STATISTICS_PIXELS = 1_000_000
@@ -27,11 +30,17 @@ class StyleTarget:
         layers: moments (B,d,1,1) of the first layer of each block, and of the layers of the style loss.
         grams: Gram matrices (B,d,d) of the standardised features of the layers of the style loss.
         weights: w_i / mean(G_S²) of these layers, (B,), so that the loss of a layer does not depend on its channel count.
+        roots: square roots of the covariances (B,d,d) of the first layer of each block, for `transform="covariance"`.
     """
 
     layers: dict[str, tuple[Tensor, Tensor]]
     grams: dict[str, Tensor]
     weights: dict[str, Tensor]
+    roots: dict[str, Tensor]
+
+
+CodeTransform = Callable[[Tensor, Tensor | None], Tensor]
+"""Maps a layer of a code (B,d,h,w) and planes of noise (B,k,h,w), if the network uses noise, to the restyled layer."""
 
 
 def build_style_target(
@@ -52,12 +61,18 @@ def build_style_target(
             for i in (0, 1)
         )
         style_moments = {name: (means[name], stds[name]) for name in features[0]}
+        is_covariance = network.transform == "covariance"
         grams = {
             name: weighted_mean([gram(standardise(f[name], style_moments[name])) for f in features], style_weights)
-            for name in layers
+            for name in {**layers, **dict.fromkeys(network.first_layers if is_covariance else ())}
+        }
+        roots = {
+            name: symmetric_power(unit * grams[name] * unit.transpose(1, 2), 0.5)
+            for name in (network.first_layers if is_covariance else ())
+            for unit in [standard_unit(style_moments[name]).flatten(2)]
         }
     weights = {name: w / gram_energy(grams[name]) for name, w in layers.items() if w}
-    return StyleTarget(style_moments, grams, weights)
+    return StyleTarget(style_moments, {name: grams[name] for name in layers}, weights, roots)
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -90,29 +105,44 @@ class StyleTransfer(Autoencoder):
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
         """Map images (B,3,H,W) to the code of the restyled image."""
-        return self.restyle(self.network.encode(x_BCHW), self.code_moments(x_BCHW), 1.0)
+        y = self.network.encode(x_BCHW)
+        return self.restyle(y, self.build_transforms(y), draw_noise([0] * len(x_BCHW), x_BCHW), 1.0)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """Map a code to images (B,3,H,W)."""
         return self.network.decode(y)
 
-    def code_moments(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the moments of each layer of the images' codes, of a reduced copy for large images."""
-        reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, self.stride)
-        return [moments(features) for features in self.network.encode(reduced)]
+    def measure_code(self, x_BCHW: Tensor) -> list[CodeTransform]:
+        """Measure the code of images, of a reduced copy for large images, and return the transform of each layer."""
+        return self.build_transforms(self.network.encode(limit_pixels(x_BCHW, STATISTICS_PIXELS, self.stride)))
 
-    def restyle(self, y: Sequence[Tensor], code_moments: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
-        """Apply AdaIN to every layer of a code, so that colours and strokes of all sizes are transferred.
+    def build_transforms(self, y: Sequence[Tensor]) -> list[CodeTransform]:
+        """Return the transform of each layer that gives a code the statistics of the style."""
+        names = self.network.first_layers
+        if self.network.transform == "moments":
+            styles = [self.target.layers[name] for name in names]
+            return [partial(adain_layer, moments(layer), style) for layer, style in zip(y, styles, strict=True)]
+        noise = [None, *self.network.noise] if self.network.noise is not None else [None] * len(names)
+        return [
+            build_transport(layer, self.target.layers[name][0].flatten(2), self.target.roots[name], weights)
+            for name, layer, weights in zip(names, y, noise, strict=True)
+        ]
+
+    def restyle(
+        self, y: Sequence[Tensor], transforms: Sequence[CodeTransform], noise_B1HW: Tensor, strength: float | Tensor
+    ) -> list[Tensor]:
+        """Apply the transforms to every layer of a code, so that colours and strokes of all sizes are transferred.
 
         Args:
             y: the code.
-            code_moments: moments of each layer of the code.
-            strength: 0 keeps the code, 1 transfers the style fully.
+            transforms: of each layer, from `measure_code`.
+            noise_B1HW: white noise of the size of the images, for networks that use noise.
+            strength: 0 keeps the code, 1 transfers the style fully; for all images, or (B,1,1,1).
         """
-        style_moments = (self.target.layers[name] for name in self.network.first_layers)
+        planes = self.network.noise_planes(noise_B1HW)
         return [
-            torch.lerp(features, adain(features, own, style).to(features.dtype), strength)
-            for features, own, style in zip(y, code_moments, style_moments, strict=True)
+            torch.lerp(features, transform(features, noise).to(features.dtype), strength)
+            for features, transform, noise in zip(y, transforms, planes, strict=True)
         ]
 
     def losses(self, t_BCHW: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,15 +163,42 @@ class StyleTransfer(Autoencoder):
         )
 
 
-def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, strength: float) -> Tensor:
-    """Restyle images (B,3,H,W) in [0,1] in one pass; large ones in tiles, which all use the moments of the whole image."""
-    code_moments = transfer.code_moments(x_BCHW)
-    return apply_tiled(
-        lambda tile: transfer.decode(transfer.restyle(transfer.network.encode(tile), code_moments, strength)),
-        x_BCHW,
-        TILE,
-        transfer.halo,
-    )
+def adain_layer(
+    code_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor], features: Tensor, noise: Tensor | None
+) -> Tensor:
+    """Apply AdaIN, which uses no noise, to a layer of a code."""
+    return adain(features, code_moments, style_moments)
+
+
+def draw_noise(seeds: Sequence[int], x_BCHW: Tensor) -> Tensor:
+    """Return white noise (B,1,H,W) of the size and on the device of images; each image has its own seed."""
+    shape = 1, *x_BCHW.shape[2:]
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63), device="cpu") for seed in seeds]
+    return torch.stack(noise).to(x_BCHW.device)
+
+
+def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
+    """Restyle images in one pass; large ones in tiles, which all use the statistics and the noise of the whole image.
+
+    Args:
+        transfer: network and style.
+        x_BCHW: content images (B,3,H,W) in [0,1].
+        seeds: one seed for each image, used if the network adds noise.
+        strength: 0 keeps the images, 1 transfers the style fully.
+    """
+    noise = draw_noise(seeds, x_BCHW)
+    reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, transfer.stride)
+    whole = transfer.network.encode(reduced)
+    transforms = transfer.build_transforms(whole)
+    code = whole if reduced is x_BCHW else None
+    del whole, reduced
+
+    def restyle_tile(tile: Tensor) -> Tensor:
+        is_whole = code is not None and tile.shape[2:] == x_BCHW.shape[2:]
+        y = code if is_whole else transfer.network.encode(tile[:, :3])
+        return transfer.decode(transfer.restyle(require_value(y, "the code"), transforms, tile[:, 3:], strength))
+
+    return apply_tiled(restyle_tile, torch.cat([x_BCHW, noise], 1), TILE, transfer.halo)
 
 
 def optimise_images(
