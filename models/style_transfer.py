@@ -1,5 +1,6 @@
 """Transfer a style to images, in one pass through a decoder (AdaIN) or by optimising the pixels (Gatys et al. 2016)."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,15 @@ from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.resizing import limit_pixels
 from imagemill.models.style_statistics import adain, content_loss, gram, moments, standard_unit, standardise, style_loss
+from imagemill.models.style_texture import StyleTexture, add_texture, measure_texture
 from imagemill.models.style_transport import build_transport, symmetric_power
 from imagemill.models.tiling import apply_tiled
-from imagemill.models.type_checks import require_value
 
 TILE = 1024
 STATISTICS_PIXELS = 1_000_000
 """Moments of larger images are computed on a copy that is reduced to this size."""
+MAX_OFFSET = 1024
+"""Images begin at random rows and columns of the style's texture, below this number."""
 ADAM_RATE = 0.03
 
 
@@ -31,16 +34,18 @@ class StyleTarget:
         grams: Gram matrices (B,d,d) of the standardised features of the layers of the style loss.
         weights: w_i / mean(G_S²) of these layers, (B,), so that the loss of a layer does not depend on its channel count.
         roots: square roots of the covariances (B,d,d) of the first layer of each block, for `transform="covariance"`.
+        texture: colours and detail of the style, for `transform="covariance"`.
     """
 
     layers: dict[str, tuple[Tensor, Tensor]]
     grams: dict[str, Tensor]
     weights: dict[str, Tensor]
     roots: dict[str, Tensor]
+    texture: StyleTexture | None
 
 
-CodeTransform = Callable[[Tensor, Tensor | None], Tensor]
-"""Maps a layer of a code (B,d,h,w) and planes of noise (B,k,h,w), if the network uses noise, to the restyled layer."""
+CodeTransform = Callable[[Tensor], Tensor]
+"""Maps a layer of a code (B,d,h,w) to the restyled layer."""
 
 
 def build_style_target(
@@ -72,7 +77,8 @@ def build_style_target(
             for unit in [standard_unit(style_moments[name]).flatten(2)]
         }
     weights = {name: w / gram_energy(grams[name]) for name, w in layers.items() if w}
-    return StyleTarget(style_moments, {name: grams[name] for name in layers}, weights, roots)
+    texture = measure_texture(styles, style_weights) if is_covariance else None
+    return StyleTarget(style_moments, {name: grams[name] for name in layers}, weights, roots, texture)
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -105,44 +111,37 @@ class StyleTransfer(Autoencoder):
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
         """Map images (B,3,H,W) to the code of the restyled image."""
-        y = self.network.encode(x_BCHW)
-        return self.restyle(y, self.build_transforms(y), draw_noise([0] * len(x_BCHW), x_BCHW), 1.0)
+        y = self.network.encode(self.prepare(x_BCHW, [0] * len(x_BCHW), 1.0))
+        return restyle(y, self.build_transforms(y), 1.0)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """Map a code to images (B,3,H,W)."""
         return self.network.decode(y)
 
-    def measure_code(self, x_BCHW: Tensor) -> list[CodeTransform]:
-        """Measure the code of images, of a reduced copy for large images, and return the transform of each layer."""
-        return self.build_transforms(self.network.encode(limit_pixels(x_BCHW, STATISTICS_PIXELS, self.stride)))
+    def prepare(self, x_BCHW: Tensor, seeds: Sequence[int], strength: float | Tensor) -> Tensor:
+        """Return the images that the network encodes: with the texture of the style in flat regions, if it needs that.
+
+        Args:
+            x_BCHW: content images (B,3,H,W) in [0,1].
+            seeds: one seed for each image, for the place in the style from which its texture comes.
+            strength: 0 returns the images; for all images, or (B,1,1,1).
+        """
+        if self.target.texture is None:
+            return x_BCHW
+        generators = [random.Random(seed) for seed in seeds]
+        offsets = [(each.randrange(MAX_OFFSET), each.randrange(MAX_OFFSET)) for each in generators]
+        return add_texture(x_BCHW, self.target.texture, offsets, strength)
 
     def build_transforms(self, y: Sequence[Tensor]) -> list[CodeTransform]:
         """Return the transform of each layer that gives a code the statistics of the style."""
         names = self.network.first_layers
         if self.network.transform == "moments":
             styles = [self.target.layers[name] for name in names]
-            return [partial(adain_layer, moments(layer), style) for layer, style in zip(y, styles, strict=True)]
-        noise = [None, *self.network.noise] if self.network.noise is not None else [None] * len(names)
+            own = [moments(layer) for layer in y]
+            return [partial(adain, content_moments=c, style_moments=s) for c, s in zip(own, styles, strict=True)]
         return [
-            build_transport(layer, self.target.layers[name][0].flatten(2), self.target.roots[name], weights)
-            for name, layer, weights in zip(names, y, noise, strict=True)
-        ]
-
-    def restyle(
-        self, y: Sequence[Tensor], transforms: Sequence[CodeTransform], noise_B1HW: Tensor, strength: float | Tensor
-    ) -> list[Tensor]:
-        """Apply the transforms to every layer of a code, so that colours and strokes of all sizes are transferred.
-
-        Args:
-            y: the code.
-            transforms: of each layer, from `measure_code`.
-            noise_B1HW: white noise of the size of the images, for networks that use noise.
-            strength: 0 keeps the code, 1 transfers the style fully; for all images, or (B,1,1,1).
-        """
-        planes = self.network.noise_planes(noise_B1HW)
-        return [
-            torch.lerp(features, transform(features, noise).to(features.dtype), strength)
-            for features, transform, noise in zip(y, transforms, planes, strict=True)
+            build_transport(layer, self.target.layers[name][0].flatten(2), self.target.roots[name])
+            for name, layer in zip(names, y, strict=True)
         ]
 
     def losses(self, t_BCHW: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,42 +162,43 @@ class StyleTransfer(Autoencoder):
         )
 
 
-def adain_layer(
-    code_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor], features: Tensor, noise: Tensor | None
-) -> Tensor:
-    """Apply AdaIN, which uses no noise, to a layer of a code."""
-    return adain(features, code_moments, style_moments)
+def restyle(y: Sequence[Tensor], transforms: Sequence[CodeTransform], strength: float | Tensor) -> list[Tensor]:
+    """Apply the transforms to every layer of a code, so that colours and strokes of all sizes are transferred.
 
-
-def draw_noise(seeds: Sequence[int], x_BCHW: Tensor) -> Tensor:
-    """Return white noise (B,1,H,W) of the size and on the device of images; each image has its own seed."""
-    shape = 1, *x_BCHW.shape[2:]
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63), device="cpu") for seed in seeds]
-    return torch.stack(noise).to(x_BCHW.device)
+    Args:
+        y: the code.
+        transforms: of each layer, from `StyleTransfer.build_transforms`.
+        strength: 0 keeps the code, 1 transfers the style fully; for all images, or (B,1,1,1).
+    """
+    return [
+        torch.lerp(features, transform(features).to(features.dtype), strength)
+        for features, transform in zip(y, transforms, strict=True)
+    ]
 
 
 def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
-    """Restyle images in one pass; large ones in tiles, which all use the statistics and the noise of the whole image.
+    """Restyle images in one pass; large ones in tiles, which all use the statistics of the whole image.
 
     Args:
         transfer: network and style.
         x_BCHW: content images (B,3,H,W) in [0,1].
-        seeds: one seed for each image, used if the network adds noise.
+        seeds: one seed for each image.
         strength: 0 keeps the images, 1 transfers the style fully.
     """
-    noise = draw_noise(seeds, x_BCHW)
+    network = transfer.network
+    x_BCHW = transfer.prepare(x_BCHW, seeds, strength)
     reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, transfer.stride)
-    whole = transfer.network.encode(reduced)
-    transforms = transfer.build_transforms(whole)
-    code = whole if reduced is x_BCHW else None
-    del whole, reduced
+    y = network.encode(reduced)
+    transforms = transfer.build_transforms(y)
+    # The code of an image that is not cut into tiles is not computed again.
+    code = y if reduced is x_BCHW else None
+    del y, reduced
 
     def restyle_tile(tile: Tensor) -> Tensor:
-        is_whole = code is not None and tile.shape[2:] == x_BCHW.shape[2:]
-        y = code if is_whole else transfer.network.encode(tile[:, :3])
-        return transfer.decode(transfer.restyle(require_value(y, "the code"), transforms, tile[:, 3:], strength))
+        y = code if code is not None and tile.shape[2:] == x_BCHW.shape[2:] else network.encode(tile)
+        return transfer.decode(restyle(y, transforms, strength))
 
-    return apply_tiled(restyle_tile, torch.cat([x_BCHW, noise], 1), TILE, transfer.halo)
+    return apply_tiled(restyle_tile, x_BCHW, TILE, transfer.halo)
 
 
 def optimise_images(

@@ -1,4 +1,4 @@
-"""Give features the mean and covariance of a style, with optional noise, so that their Gram matrix is that of the style.
+"""Give features the mean and covariance of a style, so that their Gram matrix is that of the style.
 
 The map is the optimal transport between two Gaussians: of all linear maps that give the content features the covariance of
 the style, it changes them least (Lu et al. 2019, eq. 5; whitening and colouring: Li et al. 2017).
@@ -47,39 +47,29 @@ class Transport:
         matrix: (B,d,d).
         mean: of the content features, (B,d,1).
         style_mean: (B,d,1).
-        noise: (B,d,k): how much each of k planes of white noise adds to each channel; None without noise.
     """
 
     matrix: Tensor
     mean: Tensor
     style_mean: Tensor
-    noise: Tensor | None
 
-    def __call__(self, features_Bdhw: Tensor, noise_Bkhw: Tensor | None) -> Tensor:
-        """Map features (B,d,h,w), with planes of white noise added first, to features of the same shape."""
+    def __call__(self, features_Bdhw: Tensor) -> Tensor:
+        """Map features (B,d,h,w) to features of the same shape."""
         flat = features_Bdhw.float().flatten(2) - self.mean
-        if self.noise is not None and noise_Bkhw is not None:
-            flat = flat + self.noise @ noise_Bkhw.flatten(2)
         return (self.matrix @ flat + self.style_mean).view(features_Bdhw.shape)
 
 
-def build_transport(features_Bdhw: Tensor, style_mean: Tensor, style_root: Tensor, noise_dk: Tensor | None) -> Transport:
+def build_transport(features_Bdhw: Tensor, style_mean: Tensor, style_root: Tensor) -> Transport:
     """Measure the content features of one layer and return their map to a style.
 
     Args:
         features_Bdhw: features of the content images.
         style_mean: mean of the style's features, (B,d,1), or (1,d,1) for all images.
         style_root: square root of the covariance of the style's features, (B,d,d) or (1,d,d).
-        noise_dk: weights of the noise planes, in units of each channel's standard deviation.
     """
     mean, content = covariance(features_Bdhw)
-    noise = None
-    if noise_dk is not None:
-        noise = content.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().unsqueeze(2) * noise_dk.float()
-    with torch.no_grad(), torch.autocast(content.device.type, enabled=False):
+    with torch.autocast(content.device.type, enabled=False):
         content = content + RIDGE * mean_variance(content)
-        if noise is not None:
-            content = content + noise @ noise.transpose(1, 2)
         # T = S (S C S)^(-1/2) S has T C T = S², and needs one decomposition for each image.
         matrix = style_root @ symmetric_power(style_root @ content @ style_root, -0.5) @ style_root
-    return Transport(matrix, mean, style_mean, noise)
+    return Transport(matrix, mean, style_mean)

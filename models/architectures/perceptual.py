@@ -11,16 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_unshuffle
 
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.layers import zero_init
 from imagemill.models.type_checks import require_value
-
-MAX_NOISE = 4
-"""Independent planes of half the size that noise of the size of the image contains."""
-NOISE_SCALE = 0.1
-"""Initial standard deviation of the noise weights, in standard deviations of a channel."""
 
 
 def conv3x3_replicate(c_in: int, c_out: int) -> nn.Conv2d:
@@ -48,9 +42,7 @@ class Perceptual(Autoencoder):
         std: standard deviation of each colour, for the normalisation of images.
         upsampling: how the decoder enlarges features. It turns the steps of "nearest" into ripples (docs/training-log.md).
         transform: what one pass gives the code: mean and deviation of each channel ("moments", AdaIN), or the mean and the
-            covariance of all channels.
-        noise: planes of white noise that are added to each layer of the code except the first one. A smooth sky has no
-            variation that strokes could begin at.
+            covariance of all channels, after the texture of the style was added to flat regions ("covariance").
     """
 
     def __init__(
@@ -62,13 +54,10 @@ class Perceptual(Autoencoder):
         std: Sequence[float] = (0.25, 0.25, 0.25),
         upsampling: Literal["nearest", "bilinear"] = "nearest",
         transform: Literal["moments", "covariance"] = "moments",
-        noise: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) != len(convs) or not all(widths) or not all(convs):
             raise ValueError(f"widths={list(widths)}, convs={list(convs)}: give one number above 0 of each for every block")
-        if noise and (transform != "covariance" or noise > MAX_NOISE):
-            raise ValueError(f"noise={noise}: needs transform=covariance, and must be at most {MAX_NOISE}")
         self.stride = 2 ** (len(widths) - 1)
         self.upsampling, self.transform = upsampling, transform
         # A convolution reaches one pixel of its level, in encoder and decoder; pooling aligns to the stride.
@@ -87,11 +76,6 @@ class Perceptual(Autoencoder):
         )
         self.decoder = nn.ModuleList(decoder_levels(widths, convs)) if decoder else None
         self.skips = nn.ModuleList(zero_init(nn.Conv2d(width, width, 1)) for width in widths[:-1]) if decoder else None
-        self.noise = (
-            nn.ParameterList(nn.Parameter(NOISE_SCALE * torch.randn(width, noise)) for width in widths[1:])
-            if noise
-            else None
-        )
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -144,13 +128,6 @@ class Perceptual(Autoencoder):
         if self.upsampling == "nearest":
             return nn.functional.interpolate(z, scale_factor=2, mode="nearest")
         return nn.functional.interpolate(z, scale_factor=2, mode="bilinear", align_corners=False)
-
-    def noise_planes(self, noise_B1HW: Tensor) -> list[Tensor | None]:
-        """Divide white noise of the size of the images into independent planes (B,k,h,w) for each layer of the code."""
-        if self.noise is None:
-            return [None] * len(self.first_layers)
-        strides = [2**level for level in range(1, len(self.noise) + 1)]
-        return [None, *(pixel_unshuffle(noise_B1HW, s)[:, : self.noise[0].shape[1]] for s in strides)]
 
 
 def decoder_levels(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:

@@ -31,8 +31,7 @@ class Perceive(Objective):
         model = require_type(model, Perceptual)
         skips = require_value(model.skips, "the skips of the model")
         unused = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
-        noise = [model.noise] if model.noise is not None else []
-        for part in (skips, *noise, *(model.encoder[name] for name in unused)):
+        for part in (skips, *(model.encoder[name] for name in unused)):
             part.requires_grad_(False)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

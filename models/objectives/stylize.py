@@ -16,7 +16,7 @@ from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.objectives.perceive import jitter_colours
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import limit_side
-from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, transfer_style
+from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, restyle, transfer_style
 from imagemill.models.tasks.stylize import GATYS_SIDE, METHOD_PARAMS, StylizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
@@ -54,14 +54,14 @@ class Stylize(Objective, TaskObjective):
         identical = int(len(x_BCHW) * IDENTITY_SHARE)
         style = torch.cat([x_BCHW[:identical], jitter_colours(x_BCHW.roll(1, 0)[identical:], generator)])
         transfer = default_transfer(model, style)
-        with torch.no_grad():
-            features = model.features(x_BCHW, {transfer.content_layer, *model.first_layers})
-            y = [features[name] for name in model.first_layers]
-        # Outside `no_grad`, because the weights of the noise are trained.
-        noise = torch.randn(x_BCHW[:, :1].shape, generator=generator)
         strength_B111 = (torch.arange(len(x_BCHW)) >= identical).float().view(-1, 1, 1, 1)
-        x_hat = transfer.decode(transfer.restyle(y, transfer.build_transforms(y), noise, strength_B111))
-        content_B, style_B = transfer.losses(x_hat, features[transfer.content_layer])
+        seeds = torch.randint(2**31, (len(x_BCHW),), generator=generator).tolist()
+        with torch.no_grad():
+            content = model.features(x_BCHW, {transfer.content_layer})[transfer.content_layer]
+            y = model.encode(transfer.prepare(x_BCHW, seeds, strength_B111))
+            restyled = restyle(y, transfer.build_transforms(y), strength_B111)
+        x_hat = transfer.decode(restyled)
+        content_B, style_B = transfer.losses(x_hat, content)
         error_B = (x_hat[:identical] - x_BCHW[:identical]).square().mean((1, 2, 3))
         # The losses of very different pairs are a thousand times larger and would dominate a plain mean.
         total_B = CONTENT_WEIGHT * content_B + STYLE_WEIGHT * style_B

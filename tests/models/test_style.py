@@ -21,6 +21,7 @@ from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.objectives.perceive import contrastive_loss
 from imagemill.models.precision import Precision
 from imagemill.models.style_statistics import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.style_texture import add_texture, blur, make_periodic, measure_texture, repeat
 from imagemill.models.style_transfer import StyleTransfer, transfer_style
 from imagemill.models.style_transport import build_transport, covariance, symmetric_power
 from imagemill.models.tasks.stylize import StylizeParams
@@ -28,7 +29,7 @@ from imagemill.models.tasks.task import Sample
 
 TASK = TASK_OBJECTIVES["stylize"]
 SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}
-COVARIANCE = SMALL | {"upsampling": "bilinear", "transform": "covariance", "noise": 3}
+COVARIANCE = SMALL | {"upsampling": "bilinear", "transform": "covariance"}
 
 
 def build_net(parameters: dict) -> Perceptual:
@@ -51,7 +52,7 @@ def any_net(request) -> Perceptual:
 
 
 @pytest.fixture(scope="module")
-def noisy_net() -> Perceptual:
+def covariance_net() -> Perceptual:
     return build_net(COVARIANCE)
 
 
@@ -198,29 +199,53 @@ def test_transport_has_the_covariance_of_the_style():
     content = (mix @ torch.randn(2, 3, 400, generator=generator)).view(2, 3, 20, 20)
     style_mean, style_covariance = covariance(torch.rand(1, 3, 9, 9, generator=generator) ** 2)
     root = symmetric_power(style_covariance, 0.5)
-    transport = build_transport(content, style_mean, root, None)
-    mean, actual = covariance(transport(content, None))
+    transport = build_transport(content, style_mean, root)
+    mean, actual = covariance(transport(content))
     torch.testing.assert_close(mean, style_mean.expand_as(mean), atol=1e-3, rtol=1e-3)
     # Not exact, because the ridge limits how much faint variations are amplified.
     assert (actual - style_covariance).norm() < 0.1 * style_covariance.norm()
     # The map of a style to itself changes nothing.
-    same = build_transport(content, *(f(content) for f in (lambda x: covariance(x)[0], root_of)), None)
-    assert (same(content, None) - content).norm() < 0.02 * content.norm()
+    own_mean, own_covariance = covariance(content)
+    same = build_transport(content, own_mean, symmetric_power(own_covariance, 0.5))
+    assert (same(content) - content).norm() < 0.02 * content.norm()
     # Of two content images, each has its own map.
     assert not torch.allclose(transport.matrix[0], transport.matrix[1], atol=0.01)
 
 
-def root_of(features: torch.Tensor) -> torch.Tensor:
-    return symmetric_power(covariance(features)[1], 0.5)
-
-
-def test_noise_seeds_strokes_where_the_photo_is_flat(noisy_net, cat, coffee):
+def test_flat_regions_get_the_texture_of_the_style(covariance_net, cat, coffee):
     flat = cat.copy()
     flat[:, 24:] = 90
-    first, again, other = (restyle(noisy_net, flat, coffee, seed=seed).image[:, 40:].astype(int) for seed in (1, 1, 2))
+    first, again, other = (restyle(covariance_net, flat, coffee, seed=seed).image[:, 40:].astype(int) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert np.abs(first - other).mean() > 1
     assert first.std() > 1
+
+
+def test_added_texture_has_the_colours_and_the_detail_of_the_style():
+    generator = torch.Generator().manual_seed(0)
+    style = torch.tensor([0.8, 0.5, 0.2]).view(1, 3, 1, 1) + 0.1 * torch.randn(1, 3, 96, 128, generator=generator)
+    texture = measure_texture([style], [1.0])
+    ramp = torch.linspace(0, 1, 256).expand(2, 3, 256, 256)
+    x = torch.cat([ramp[..., :128], ramp[..., :128] + 0.4 * torch.randn(2, 3, 256, 128, generator=generator)], 3)
+    result = add_texture(x, texture, [(3, 5), (70, 90)], 1.0)
+    assert torch.allclose(result.mean((2, 3)), style.mean((2, 3)).expand(2, 3), atol=0.02)
+    # The smooth half has the energy of the style's detail, and the noisy half nothing of it.
+    detail = (result - blur(result))[..., 20:100]
+    assert detail.std().item() == pytest.approx(0.1, rel=0.15)
+    other_place = add_texture(x, texture, [(40, 5), (70, 90)], 1.0)
+    assert (other_place - result)[0, ..., 20:100].std() > 0.1
+    assert (other_place - result)[0, ..., 160:].abs().max() < 0.02
+    assert torch.equal(other_place[1], result[1])
+    assert torch.equal(add_texture(x, texture, [(3, 5), (70, 90)], 0.0), x)
+
+
+def test_repeated_detail_has_no_seam():
+    rows, columns = np.indices((200, 160))
+    wave = torch.from_numpy(np.sin(rows / 9) + np.cos(columns / 7)).float()[None, None]
+    periodic = repeat(make_periodic(wave), range(400), range(400))
+    assert periodic.shape == (1, 1, 400, 400)
+    steps = [periodic.diff(dim=axis).abs().max() for axis in (2, 3)]
+    assert max(steps) < 2 * max(wave.diff(dim=axis).abs().max() for axis in (2, 3))
 
 
 def test_one_pass_in_a_batch_equals_single_images(any_net, cat, coffee):
@@ -231,14 +256,8 @@ def test_one_pass_in_a_batch_equals_single_images(any_net, cat, coffee):
         assert np.abs(single_output.image.astype(int) - output.image).max() <= 1
 
 
-@pytest.mark.parametrize("parameters", [{"noise": 2}, {"noise": 5, "transform": "covariance"}])
-def test_noise_that_the_network_cannot_use_is_refused(parameters):
-    with pytest.raises(ValueError, match=r"noise=\d: needs transform=covariance, and must be at most 4"):
-        Perceptual(**SMALL | parameters)
-
-
-def test_styles_are_mixed_by_weights(net, cat, coffee):
-    params = StylizeParams(style=["a", "b"], style_weights=[3, 1])
+def test_styles_are_mixed_by_weights(any_net, cat, coffee):
+    net, params = any_net, StylizeParams(style=["a", "b"], style_weights=[3, 1])
     mixed = TASK.prepare(net, params, [cat, coffee], "cpu").target
     one, other = (stylist(net, style)[0].target for style in (cat, coffee))
     for actual, a, b in zip(*(t.layers["relu3_1"] for t in (mixed, one, other)), strict=True):
@@ -350,7 +369,7 @@ def test_contrastive_loss_of_matching_halves_is_low():
     assert contrastive_loss(torch.cat([pictures, pictures.roll(1, 0)])) > 1
 
 
-@pytest.mark.parametrize(("convs", "frozen"), [([1, 2, 1], {"noise"}), ([1, 1, 2], {"noise", "encoder.relu3_2"})])
+@pytest.mark.parametrize(("convs", "frozen"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
 def test_perceive_trains_every_measured_layer(convs, frozen):
     model = Perceptual(**COVARIANCE | {"convs": convs})
     OBJECTIVES["perceive"].freeze(model)
