@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from time import monotonic
 from typing import Any
 
 from imagemill.jobs.console import number, print_facts
@@ -26,6 +27,7 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
         Interrupted: if a signal arrived before all images were processed.
     """
     record = RunRecord()
+    began = monotonic()
     try:
         run(config, record, run_id)
     except Interrupted:
@@ -33,14 +35,15 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
             raise
         advice = "" if record.report else f". To write the report, run: imagemill report {record.output}"
         log.warning("interrupted after all images were processed%s", advice)
-    print_facts(record_facts(record.content()))
+    print_facts(record_facts(record.content(), monotonic() - began))
 
 
-def record_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+def record_facts(record: dict[str, Any], seconds: float) -> list[tuple[str, str]]:
     """Describe a finished run in lines of a name and a value.
 
     Args:
         record: the content of run.json.
+        seconds: time of the run and of its report. The time in run.json, which is written before the report, is shorter.
     """
     ok, rejected, waiting = f"{record['ok']:,}", f"{record['rejected']:,}", f"{record['rejects_waiting']:,}"
     facts = [
@@ -57,7 +60,7 @@ def record_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("rejects waiting", f"{waiting} (--retry-failed processes them again)"))
     facts += [(name.replace("_", " "), f"{value:.3f}") for name, value in record["quality"].items()]
     rate = record.get("images_per_s")
-    time = f"{record['seconds']['total']:.1f} s"
+    time = f"{seconds:.1f} s"
     facts += [
         ("time", f"{time}, {rate_text(rate)} once started" if rate else time),
         ("output", record["output"]),

@@ -16,7 +16,7 @@ from imagemill.jobs.importing.source import Source, read_source
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card, Origin
 from imagemill.models.errors import CheckpointError
-from imagemill.models.routes import diffusers_route, python_route, spandrel_route
+from imagemill.models.routes import diffusers_route, python_route, single_file, spandrel_route
 from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
@@ -31,6 +31,10 @@ from imagemill.pipeline.user_code import INSTALLED, permitted, read_user_code
 
 log = logging.getLogger("imagemill.import")
 DEFAULT_RANGE = (0.0, 1.0)
+NO_FACTOR = (
+    "note: the file does not say how trainers scale the latents. For `imagemill export --scaled`, import the file again "
+    "with --argument scaling_factor=0.18215 (Stable Diffusion 1 and 2) or 0.13025 (SDXL)"
+)
 MAX_HEADER = 100_000_000
 """Maximum bytes of the header of a safetensors file."""
 
@@ -45,7 +49,7 @@ class ImportRequest:
         task: the task of the checkpoint; chosen by the network when absent.
         name: the name of the checkpoint; that of the folder when absent.
         architecture: MODULE:CLASS of a network that the user defines.
-        arguments: arguments of the class.
+        arguments: arguments of the class, or the scaling factors of an autoencoder in a single file.
         input_range: black and white of such a network.
         code: folder that holds the module, or "installed".
         overwrite: replace a checkpoint that imagemill did not import.
@@ -85,8 +89,15 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
     print_facts(describe(card, found, trial))
     if found.contract.latent and trial.psnr_db < POOR_PSNR:
         print_text(f"warning: a reconstruction with {trial.psnr_db:.1f} dB has nearly no details. Are the weights trained?")
-    elif trial.correlation < MIN_CORRELATION:
+    elif found.contract.mask and trial.psnr_db < POOR_PSNR:
+        print_text(
+            f"warning: a filled hole with {trial.psnr_db:.1f} dB does not resemble the image. Are the weights trained?"
+        )
+    elif not found.contract.mask and trial.correlation < MIN_CORRELATION:
         print_text("warning: the result does not resemble its input. Is --input-range right?")
+    latent = found.contract.latent
+    if latent and found.route == "diffusers" and source.config is None and latent.scaling_factor is None:
+        print_text(NO_FACTOR)
     option = f" --code {request.code or INSTALLED}" if request.architecture else ""
     print_text(f"next: imagemill {card.task} PHOTOS OUTPUT --checkpoint {request.dest}{option}")
 
@@ -97,13 +108,16 @@ def check_options(request: ImportRequest) -> None:
     if request.task is not None and request.task not in tasks:
         raise ConfigError(f"--task {request.task}: unknown. Valid: {', '.join(tasks)}")
     given = {
-        "--argument": request.arguments,
+        "--argument": set(request.arguments) - set(single_file.FACTORS),
         "--input-range": request.input_range != DEFAULT_RANGE,
         "--code": request.code,
     }
     if not request.architecture and any(given.values()):
         names = ", ".join(name for name, value in given.items() if value)
         raise ConfigError(f"{names}: only for networks of your own. Pass --architecture MODULE:CLASS as well")
+    for name, value in request.arguments.items():
+        if not request.architecture and not isinstance(value, int | float):
+            raise ConfigError(f"--argument {name}={value!r}: must be a number")
     if request.input_range[0] >= request.input_range[1]:
         raise ConfigError(f"--input-range {request.input_range}: must be black,white, such as -1,1")
 
@@ -163,6 +177,12 @@ def recognise(request: ImportRequest, source: Source) -> Recognised:
         ConfigError: when the network cannot be used for the task.
         CheckpointError: when the network is unknown or unusable.
     """
+    is_single_file = not request.architecture and source.config is None
+    prefix = single_file.find_prefix(source.tensors) if is_single_file else None
+    if request.arguments and not request.architecture and prefix is None:
+        raise ConfigError(
+            "--argument: only for networks of your own, and for a Stable Diffusion autoencoder in a single file"
+        )
     try:
         if request.architecture:
             if source.config is not None:
@@ -172,6 +192,9 @@ def recognise(request: ImportRequest, source: Source) -> Recognised:
             )
         elif source.config is not None:
             found = diffusers_route.recognise(source.config, source.tensors)
+        elif prefix is not None:
+            config, tensors = single_file.convert(source.tensors, prefix)
+            found = diffusers_route.recognise(config | request.arguments, tensors)
         else:
             found = spandrel_route.recognise(source.tensors)
     except CheckpointError as e:
@@ -234,7 +257,7 @@ def describe(card: Card, found: Recognised, trial: Trial) -> list[tuple[str, str
         ("task", f"{card.task} (possible: {', '.join(found.tasks)})" if len(found.tasks) > 1 else card.task),
         ("weights", f"{parameters:,} values, {', '.join(dtypes_of(found.tensors))}"),
         *contract_facts(contract),
-        ("one image", trial.describe()),
+        ("one hole" if contract.mask else "one image", trial.describe()),
         ("sha256", card.sha256),
     ]
     return facts

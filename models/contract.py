@@ -1,6 +1,6 @@
 """The contract of an imported network: what it takes, what it returns, and how large images may be cut into tiles."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,12 +34,15 @@ class Contract(BaseModel):
             image. "approximate": tiles overlap by `halo` and are blended. "never": the network takes whole images.
         halo: overlap of tiles, in input pixels.
         noise_level: whether the network takes the noise level of the images.
+        mask: whether the network takes a mask of each image, 1 where a pixel is missing, and fills these pixels.
         dtypes: number formats in which the network gave the result of float32 at its import, within one level.
         bytes_per_pixel: memory that the network needs for each pixel of an input; None if it was not measured.
         latent: for a network that encodes images to float latents.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    ADDED: ClassVar[frozenset[str]] = frozenset({"mask"})
+    """Fields that contracts did not always have."""
 
     input_range: tuple[float, float] = (0.0, 1.0)
     channels: Literal[1, 3] = 3
@@ -49,6 +52,16 @@ class Contract(BaseModel):
     tiling: Tiling = "never"
     halo: int = Field(0, ge=0)
     noise_level: bool = False
+    mask: bool = False
     dtypes: tuple[str, ...] = ("float32",)
     bytes_per_pixel: int | None = None
     latent: LatentContract | None = None
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return what the digest of a checkpoint covers: all that changes pixels.
+
+        The defaults of ADDED are left out, so that a new field does not change the digest of a network that was imported
+        before. Figures that depend on the machine are left out, too.
+        """
+        values = self.model_dump(mode="json", exclude={"dtypes", "bytes_per_pixel"})
+        return {key: v for key, v in values.items() if key not in self.ADDED or v != type(self).model_fields[key].default}

@@ -1,6 +1,10 @@
 """Layers that several architectures use."""
 
+from typing import TypeVar
+
 from torch import Tensor, nn
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
 
 def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
@@ -8,7 +12,7 @@ def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
-def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
+def zero_init(conv: Convolution) -> Convolution:
     """Set all parameters of a convolution to 0, so that the residual branch it ends starts as the identity."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)

@@ -34,7 +34,9 @@ def describe_need(needed: int, memory: int) -> str:
     return f"need {needed / 1e9:.3g} GB, but a worker may use {memory / 1e9:.3g} GB"
 
 
-def too_large(h: int, w: int, tiling: Tiling, problem: str, share: float, can_blend: bool) -> SampleError:
+def too_large(
+    h: int, w: int, tiling: Tiling, problem: str, share: float, can_blend: bool, has_mask: bool = False
+) -> SampleError:
     """Return the error of an image that does not fit into memory; it says what helps.
 
     Args:
@@ -44,13 +46,15 @@ def too_large(h: int, w: int, tiling: Tiling, problem: str, share: float, can_bl
         problem: what is wrong with tiles or images of this size.
         share: share of the pixels of the image that fit.
         can_blend: whether the task has tiles that are blended.
+        has_mask: whether the image has a mask. Its pixels are kept, so that a run cannot reduce it.
     """
     if tiling == "approximate":
         return SampleError(TOO_LARGE, f"tiles of this network {problem}. Run fewer workers (--workers)")
     side = int(max(h, w) * share**0.5)
     blending = "cut them into tiles (--tile approximate), " if can_blend else ""
+    reducing = f"the image and its mask to a longer side of {side} pixels" if has_mask else f"images (--resize max:{side})"
     return SampleError(
         TOO_LARGE,
-        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:{side}), {blending}or "
-        "run fewer workers (--workers)",
+        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce {reducing}, {blending}or run fewer workers "
+        "(--workers)",
     )

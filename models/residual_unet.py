@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.layers import ResBlock, conv3x3
+from imagemill.models.layers import ResBlock, conv3x3, zero_init
 
 
 class ResidualUNet(Autoencoder):
@@ -38,7 +38,8 @@ class ResidualUNet(Autoencoder):
         self.head = conv3x3(head, widths[0])
         self.encoder = nn.ModuleList(residual_blocks(w, n) for w, n in zip(widths, counts, strict=True))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
+        # A level starts without effect, like a residual block, so that a trained network can be trained on with more levels.
+        self.up = nn.ModuleList(zero_init(nn.ConvTranspose2d(b, a, 2, stride=2)) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(residual_blocks(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True))
         self.tail = conv3x3(widths[0], fold**2 * outputs)
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from imagemill.jobs.cli import app
 from imagemill.jobs.notification import NightSummary, RunSummary
+from tests.support.imported_models import build_dncnn
+from tests.support.imported_networks import spandrel_card, write_network
 from tests.support.page_commands import run_page
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +116,25 @@ def test_quoted_messages_exist() -> None:
     code = "".join(path.read_text() for folder in ("jobs", "pipeline") for path in (ROOT / folder).rglob("*.py"))
     assert len(fragments) > 5
     assert not [fragment for fragment in fragments if fragment not in code and fragment != "Version mismatch"]
+
+
+@pytest.mark.parametrize("tiling", ["never", "exact"])
+def test_program_of_the_restore_page_runs(tiling: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """For photos of several sizes. A network whose tiles are exact gets a sentence instead of a traceback."""
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tasks/restore.md").read_text(), re.DOTALL)
+    write_network(tmp_path / "taef2", spandrel_card(build_dncnn(), "DnCNN", "denoise", channels=1, tiling=tiling, halo=9))
+    for folder in ("nets", "photos"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "nets/nets.py").touch()
+    for number in (1, 2):
+        Image.fromarray(np.full((40, 30 * number, 3), 100, np.uint8)).save(tmp_path / f"photos/{number}.png")
+    monkeypatch.chdir(tmp_path)
+    if tiling == "exact":
+        with pytest.raises(SystemExit, match="tiles of this network give the result of the whole image"):
+            exec(program, {})
+    else:
+        exec(program, {})
+        assert capsys.readouterr().out == "mean 0.00 levels, maximum 0\n"
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import pad_to_stride, to_uint8_images
 from imagemill.models.metrics import psnr_db, ssim
+from imagemill.models.photo_noise import add_sensor_noise, compress_as_jpeg
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.pipeline.config import validate
@@ -48,7 +49,8 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
 
     "files": noisy copies are clipped and rounded to 8 bits, and the pipeline processes them. "float": the noise is neither
     clipped nor rounded, and the network processes it directly. All results are rounded to 8 bits. An imported network
-    estimates no level: it is measured with the given level if it takes one, otherwise blind.
+    estimates no level: it is measured with the given level if it takes one, otherwise blind. Noise like that of photos
+    exists only in files and has no one level to give.
     """
     # An imported network may take no level, so the list `at` only says how much noise is added.
     job = check_config(config.model_copy(update={"at": []}), "sigma")
@@ -56,13 +58,16 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         validate(DenoiseParams, {"sigma": sigma}, "at", ("params",))
     contract = job.card.contract
     labels = ["blind", "given"] if contract is None else ["given" if contract.noise_level else "blind"]
+    is_photo = config.noise == "photo"
+    if is_photo:
+        labels = labels[:1]
     first, model = labels[0], checkpoints.build(job.card, job.weights)
     originals = read_images(str(config.input), config.storage)
     sigmas = config.at or SIGMAS
     lines, rows = [], []
     for sigma in sigmas:
         with temporary_folder() as folder:
-            noisy = {name: add_noise(name, picture, sigma) for name, picture in originals.items()}
+            noisy = {name: add_noise(name, picture, sigma, config.noise) for name, picture in originals.items()}
             for name, rgb in noisy.items():
                 image = Image.fromarray(rgb)
                 Store(folder).write(
@@ -76,7 +81,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         for label, images in [("noisy", noisy), *((f"files {label}", results[label]) for label in labels)]:
             line[f"{label} dB"] = mean([psnr_db(images[n], p.rgb) for n, p in originals.items()])
             line[f"{label} SSIM"] = mean([ssim(images[n], p.rgb) for n, p in originals.items()])
-        for label in labels:
+        for label in [] if is_photo else labels:
             level = sigma if label == "given" else None
             line[f"float {label} dB"] = mean(
                 [psnr_db(denoise_float(model, n, p, sigma, level), p.rgb) for n, p in originals.items()]
@@ -99,15 +104,22 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         draw_contact_sheet(["noisy", f"denoised, {first}", "original"], rows),
         [
             f"gray, with one plane of noise each: {gray} of {number(len(originals), 'image')}",
-            "files: noise clipped and rounded to 8 bits, processed by a run; float: neither, processed by the network",
+            "noise like that of photos, as JPEG; sigma is its level at mid gray"
+            if is_photo
+            else "files: noise clipped and rounded to 8 bits, processed by a run; float: neither, processed by the network",
         ],
     )
 
 
-def add_noise(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
-    """Return a noisy image (H,W,3) uint8, clipped and rounded like a file."""
-    noisy: np.ndarray = (picture.rgb + draw_noise(name, picture, sigma)).clip(0, 255).round().astype(np.uint8)
-    return noisy
+def add_noise(name: str, picture: DecodedImage, sigma: float, kind: str) -> np.ndarray:
+    """Return a noisy image (H,W,3) uint8: Gaussian noise, clipped and rounded, or noise like that of photos, as JPEG."""
+    if kind == "gaussian":
+        noisy: np.ndarray = (picture.rgb + draw_noise(name, picture, sigma)).clip(0, 255).round().astype(np.uint8)
+        return noisy
+    generator = torch.Generator().manual_seed(image_seed(name))
+    x = torch.from_numpy(picture.rgb.copy()).permute(2, 0, 1)[None].float() / 255
+    noisy_B3HW = add_sensor_noise(x[:, :1] if picture.is_gray else x, torch.tensor([sigma / 255]), generator)
+    return to_uint8_images(compress_as_jpeg(noisy_B3HW.expand_as(x), generator, share=1))[0]
 
 
 def denoise_float(model: Any, name: str, picture: DecodedImage, sigma: float, level: float | None) -> np.ndarray:

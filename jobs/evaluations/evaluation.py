@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -49,6 +49,11 @@ class EvaluateConfig(Strict):
     at: list[float] = Field(
         default_factory=list,
         description="Measure at these noise levels (denoise), quantiser steps (compress) or weights alpha (stylize).",
+    )
+    noise: Literal["gaussian", "photo"] = Field(
+        "gaussian",
+        description="Denoise: add Gaussian noise, or noise like that of photos: stronger in light areas, smoothed, and "
+        "compressed as JPEG. Its level is that at mid gray.",
     )
     params: dict[str, Any] = Field(
         default_factory=dict, description="Set these parameters of the task in every measurement."

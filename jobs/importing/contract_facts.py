@@ -21,6 +21,8 @@ def contract_facts(contract: Contract) -> list[tuple[str, str]]:
     if contract.latent is None:
         facts.append(("scale", f"×{contract.scale}" if contract.scale > 1 else "same size"))
         facts.append(("noise level", "taken for each image" if contract.noise_level else "not taken"))
+        if contract.mask:
+            facts.append(("mask", "taken for each image: 1 where a pixel is missing"))
     else:
         facts += latent_facts(contract)
     facts.append(("tiling", TILING[contract.tiling].format(halo=contract.halo)))

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from imagemill.jobs.importing.torch_script import is_program, read_program
 from imagemill.models.checkpoint import CARD, PICKLES
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
@@ -198,7 +199,7 @@ class FileReader:
 
 
 def load_pickle(data: bytes, uri: str) -> Any:
-    """Return the content of a file that torch.save wrote, without running code from it.
+    """Return the content of a file that torch.save or torch.jit.save wrote, without running code from it.
 
     Raises:
         ConfigError: when the file holds anything but tensors and plain values, or is damaged.
@@ -207,16 +208,15 @@ def load_pickle(data: bytes, uri: str) -> Any:
         with warnings.catch_warnings():
             # torch warns of files that it then refuses, or that hold other pickles than its own.
             warnings.simplefilter("ignore")
+            if is_program(data):
+                return read_program(data)
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         names = re.findall(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(e))
         objects = ", ".join(sorted({first or second for first, second in names})) or "objects"
         raise ConfigError(f"source {uri}: holds Python objects ({objects}) as a pickle. {SAVE_AS_SAFETENSORS}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as e:
-        text = " ".join(str(e).split())[:200]
-        if "TorchScript" in text:
-            raise ConfigError(f"source {uri}: is a TorchScript program, not weights. {SAVE_AS_SAFETENSORS}") from None
-        raise ConfigError(f"source {uri}: torch cannot read the file: {text}") from None
+        raise ConfigError(f"source {uri}: torch cannot read the file: {' '.join(str(e).split())[:200]}") from None
 
 
 def unwrap(content: Any, uri: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.lookup import architecture_names, find_architecture
 from imagemill.models.autoencoder import Network
+from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.objectives.objective import Objective
@@ -94,16 +95,27 @@ def read_init_digest(config: TrainConfig, run: Store) -> str | None:
         return stored
     if stored and card.training.get("config_sha256") == config.digest():
         return stored
-    if (card.architecture, card.parameters) != (config.architecture, config.parameters):
+    if not is_part(card, config):
         raise ConfigError(
             f"init = {config.init!r}: has the architecture {card.architecture} {card.parameters}, but the config trains "
-            f"{config.architecture} {config.parameters}"
+            f"{config.architecture} {config.parameters}, which has not all of its weights"
         )
     return card.sha256
 
 
+def is_part(card: Card, config: TrainConfig) -> bool:
+    """Return whether the network of a config has all weights of a checkpoint: it is the same network, or has more layers."""
+    if (card.architecture, card.parameters) == (config.architecture, config.parameters):
+        return True
+    if card.architecture != config.architecture or is_user_class(config):
+        return False
+    build = find_architecture(config.architecture)
+    smaller, larger = (build(**parameters).state_dict() for parameters in (card.parameters, config.parameters))
+    return all(name in larger and larger[name].shape == value.shape for name, value in smaller.items())
+
+
 def read_initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
-    """Read the weights that a training starts from, or None without `init`.
+    """Read the weights that a training starts from, or None without `init`. Layers that `init` lacks have no weights here.
 
     Raises:
         CheckpointError: when the checkpoint cannot be read.

@@ -32,7 +32,8 @@ class TrainConfig(Strict):
         None, description="Write the checkpoint and the training state to this folder or s3://bucket/prefix."
     )
     init: str | None = Field(
-        None, description="Start from the weights of this checkpoint: a bundled name, a folder or a URL."
+        None,
+        description="Start from the weights of this checkpoint: a bundled name, a folder or a URL. It may lack layers.",
     )
     epochs: int = Field(ge=1, description="Train for this many passes over the images.")
     crop: int = Field(ge=8, description="Train on square crops of this side, in pixels.")

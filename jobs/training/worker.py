@@ -113,7 +113,8 @@ class TrainWorker:
         torch.manual_seed(self.config.seed)
         model = build_network(self.config, course.network.contract).to(self.device)
         if course.network.weights is not None:
-            model.load_state_dict(course.network.weights)
+            # A network that has more layers than `init` keeps its random weights there.
+            model.load_state_dict(model.state_dict() | course.network.weights)
         OBJECTIVES[self.config.task].freeze(model)
         model = model.to(memory_format=torch.channels_last)
         loss_of: nn.Module = TaskLoss(self.config.task, model)

@@ -4,6 +4,9 @@ x ── unshuffle 2 ─┬─ residual U-Net ─ shuffle 2 ─(+ x)─ x_hat
 sigma map ────────┘
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -60,11 +63,21 @@ class UNet(ResidualUNet):
     Args:
         channels: colour planes of the images.
         widths: channels of each level, finest first.
-        blocks: residual blocks of each level.
+        blocks: residual blocks of each level, or one number for all levels.
+        noise: the noise that it is trained for: Gaussian noise, or that of photographs (photo_noise.py).
     """
 
-    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96), blocks: int = 2) -> None:
+    def __init__(
+        self,
+        channels: int = 3,
+        widths: tuple[int, ...] = (32, 64, 96),
+        blocks: int | Sequence[int] = 2,
+        noise: Literal["gaussian", "photo"] = "gaussian",
+    ) -> None:
         super().__init__(4 * channels + 1, channels, widths, blocks)
+        if noise not in ("gaussian", "photo"):
+            raise ValueError(f"noise={noise!r}: must be gaussian or photo")
+        self.noise = noise
         self.noise_level = NoiseLevel(channels)
 
     def encode(self, x_BCHW: Tensor, sigma_B: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:

@@ -12,8 +12,10 @@ from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_
 from imagemill.models.losses import gaussian_noise, image_loss, psnr_loss
 from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
+from imagemill.models.photo_noise import add_sensor_noise, compress_as_jpeg
 from imagemill.models.precision import Precision
 from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
+from imagemill.models.self_ensemble import run_network
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import TILE, apply_tiled, pad_to_size, tile_side
@@ -23,6 +25,8 @@ CROP = 384
 """Side of the crops in which the noise level of a large image is estimated, in pixels."""
 MAX_TRAINED_SIGMA = 60.0
 """Highest noise level in training, in 8-bit levels."""
+MAX_PHOTO_SIGMA = 30.0
+"""Highest level of the noise of photographs in training, in 8-bit levels at mid gray."""
 GRAY_SHARE = 0.5
 """Share of training crops that are gray, with one plane of noise."""
 FILE_SHARE = 0.7
@@ -39,7 +43,8 @@ class Denoise(Objective, TaskObjective):
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of the image, and for UNet also the absolute error of the noise level, in 8-bit levels."""
-        x, noisy, sigma_B = add_training_noise(x_BCHW, generator)
+        add_noise = add_photo_noise if is_for_photos(model) else add_training_noise
+        x, noisy, sigma_B = add_noise(x_BCHW, generator)
         if isinstance(model, ImageNetwork):
             return image_loss(denoise_known(model, noisy, sigma_B), x)
         model = require_type(model, UNet)
@@ -56,8 +61,7 @@ class Denoise(Objective, TaskObjective):
 
         UNet estimates the level. Another network gets the true level if it takes one.
         """
-        sigma_B = torch.full((x_BCHW.shape[0],), VALIDATION_SIGMA)
-        noisy = round_to_8_bits(gaussian_noise(x_BCHW, sigma_B, generator))
+        noisy, sigma_B = add_validation_noise(model, x_BCHW, generator)
         if isinstance(model, ImageNetwork):
             return {"psnr_db": -float(psnr_loss(round_to_8_bits(denoise_known(model, noisy, sigma_B)), x_BCHW))}
         model = require_type(model, UNet)
@@ -70,8 +74,7 @@ class Denoise(Objective, TaskObjective):
 
     def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images with noise of sigma 25 of 255, and the images that `validate` measures."""
-        sigma_B = x_BCHW.new_full((x_BCHW.shape[0],), VALIDATION_SIGMA)
-        noisy = gaussian_noise(x_BCHW, sigma_B, generator)
+        noisy, sigma_B = add_validation_noise(model, x_BCHW, generator)
         if isinstance(model, ImageNetwork):
             return noisy, denoise_known(model, noisy, sigma_B)
         model = require_type(model, UNet)
@@ -85,7 +88,7 @@ class Denoise(Objective, TaskObjective):
         params = require_type(params, DenoiseParams)
         if isinstance(model, ImageNetwork):
             sigma = DEFAULT_SIGMA if params.sigma is None else params.sigma / 255
-            results = process_images(model, [sample.rgb for sample in samples], params.tile, precision, sigma)
+            results = process_images(model, [sample.rgb for sample in samples], params, precision, sigma)
             level = sigma * 255 if model.takes_noise_level else None
             return [Output(image, columns={"sigma": level}) for image in results]
         model = require_type(model, UNet)
@@ -98,7 +101,7 @@ class Denoise(Objective, TaskObjective):
             else:
                 sigma_B = x.new_full((len(images),), params.sigma / 255, dtype=torch.float32)
             x_hat = apply_tiled(
-                lambda tile: float_to_bytes(precision.run(model, bytes_to_float(tile), sigma_B)),
+                lambda tile: float_to_bytes(run_network(model, bytes_to_float(tile), params, precision, sigma_B)),
                 x,
                 tile_side(*x.shape[2:]),
                 model.halo,
@@ -129,6 +132,37 @@ def add_training_noise(x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tens
     # Files are clipped to [0,1] and rounded to 8 bits after the noise was added.
     file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
     return x, torch.where(file_B, round_to_8_bits(noisy), noisy), sigma_B
+
+
+def add_photo_noise(x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Change the colours of clean crops, and add noise like that of photographs, of random levels.
+
+    Returns:
+        The clean crops (B,3,H,W), the noisy ones, and the root mean square (B,) of what was added.
+    """
+    x = augment_colours(x_BCHW, generator)
+    sigma_B = torch.rand(len(x), generator=generator) * (MAX_PHOTO_SIGMA / 255)
+    noisy = compress_as_jpeg(add_sensor_noise(x, sigma_B, generator), generator)
+    return x, noisy, rms(noisy - x)
+
+
+def is_for_photos(model: Network) -> bool:
+    """Return whether a network is trained for the noise of photographs."""
+    return isinstance(model, UNet) and model.noise == "photo"
+
+
+def add_validation_noise(model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return images (B,3,H,W) with noise of sigma 25 of 255, rounded to 8 bits, and the noise levels (B,)."""
+    sigma_B = x_BCHW.new_full((len(x_BCHW),), VALIDATION_SIGMA)
+    if is_for_photos(model):
+        noisy = compress_as_jpeg(add_sensor_noise(x_BCHW, sigma_B, generator), generator, share=1)
+        return noisy, rms(noisy - x_BCHW)
+    return round_to_8_bits(gaussian_noise(x_BCHW, sigma_B, generator)), sigma_B
+
+
+def rms(x_BCHW: Tensor) -> Tensor:
+    """Return the root mean square of each image, (B,)."""
+    return x_BCHW.square().mean((1, 2, 3)).sqrt()
 
 
 def denoise_known(model: ImageNetwork, noisy_BCHW: Tensor, sigma_B: Tensor) -> Tensor:

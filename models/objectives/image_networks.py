@@ -12,6 +12,8 @@ from imagemill.models.contract import Tiling
 from imagemill.models.memory import describe_need, pass_bytes, too_large
 from imagemill.models.precision import Precision
 from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
+from imagemill.models.self_ensemble import run_network
+from imagemill.models.tasks.image_params import ImageParams
 from imagemill.models.tasks.task import SampleError
 from imagemill.models.tiling import MIN_TILE, apply_blended, apply_tiled, is_out_of_memory, tile_side
 
@@ -22,14 +24,20 @@ ALIGNMENT = 64
 
 
 def process_images(
-    model: ImageNetwork, images: Sequence[np.ndarray], tile: str, precision: Precision, sigma: float | None = None
+    model: ImageNetwork,
+    images: Sequence[np.ndarray],
+    params: ImageParams,
+    precision: Precision,
+    sigma: float | None = None,
 ) -> list[np.ndarray]:
     """Process images (H,W,3) uint8 of one size to (scale·H,scale·W,3) uint8.
+
+    Images for a network that takes masks are (H,W,4). Their last plane is 255 where a pixel is missing, else 0.
 
     Args:
         model: the network.
         images: the images, whose pixels may be overwritten.
-        tile: `auto` for the tiling of the network, or `approximate` to blend tiles.
+        params: how the images are tiled, and whether each is processed in all flips and turns.
         precision: device, dtype and memory.
         sigma: noise level of values in [0,1], for a network that takes one. Default: DEFAULT_SIGMA.
 
@@ -37,17 +45,18 @@ def process_images(
         SampleError: when an image is too large for the memory of the worker, or the network gives no valid image.
     """
     h, w = images[0].shape[:2]
-    tiling: Tiling = "approximate" if tile == "approximate" else model.tiling
+    tiling: Tiling = "approximate" if params.tile == "approximate" else model.tiling
     side, overlap = plan_tiles(model, h, w, tiling, precision.memory)
     reach = {"exact": side + 2 * overlap, "approximate": side, "never": max(h, w)}[tiling]
     needed = pass_bytes(model, min(h, reach), min(w, reach))
+    advice = {"can_blend": not model.takes_mask, "has_mask": model.takes_mask}
     if tiling != "exact" and needed and precision.memory and needed > precision.memory:
         share = precision.memory / needed
-        raise too_large(h, w, tiling, describe_need(needed, precision.memory), share, can_blend=True)
+        raise too_large(h, w, tiling, describe_need(needed, precision.memory), share, **advice)
     together = max(1, precision.memory // needed) if needed and precision.memory else len(images)
 
     def process(x_BCHW: Tensor) -> Tensor:
-        y = precision.run(model, bytes_to_float(x_BCHW), sigma_B)
+        y = run_network(model, bytes_to_float(x_BCHW), params, precision, sigma_B)
         check_result(y, x_BCHW, model.scale)
         return y
 
@@ -78,7 +87,8 @@ def process_images(
             # A batch is tried again in halves.
             if tiling == "exact" or len(images) > 1 or not is_out_of_memory(e):
                 raise
-            raise too_large(h, w, tiling, "do not fit into the free memory", 0.5, can_blend=True) from None
+            problem = "do not fit into the free memory"
+            raise too_large(h, w, tiling, problem, 0.5, **advice) from None
         results.extend(to_uint8_images(y))
     return results
 

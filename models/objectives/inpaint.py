@@ -1,5 +1,6 @@
 """Inpaint: fill missing pixels (holes, scratches, lost pixels, one colour plane). Known pixels stay bit-identical."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ from imagemill.models.autoencoder import Network
 from imagemill.models.batches import round_to_8_bits, to_float_batch, to_uint8_images
 from imagemill.models.damage import drop_blocks, drop_pixels, drop_strokes
 from imagemill.models.losses import psnr_loss
+from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
-from imagemill.models.tasks.inpaint import InpaintParams
+from imagemill.models.routes.image_network import ImageNetwork
+from imagemill.models.tasks.image_params import ImageParams
+from imagemill.models.tasks.inpaint import PLANES, InpaintParams
 from imagemill.models.tasks.task import Output, Sample, SampleError
 from imagemill.models.tiling import apply_tiled
 from imagemill.models.type_checks import require_type
 
 TILE = 768
-PLANES = ("red", "green", "blue")
 PLANE_SHARE, BLOCK_SHARE, STROKE_SHARE = 0.1, 0.2, 0.1
 """Shares of training crops that lose a plane, blocks or scratches. The rest lose pixels, which is learned most slowly."""
 VALIDATION_SHARE = 0.5
@@ -29,7 +32,7 @@ class Inpaint(Objective, TaskObjective):
     """Train and apply networks that fill missing pixels."""
 
     trainable_types = (MaskedUNet,)
-    network_types = (MaskedUNet,)
+    network_types = (MaskedUNet, ImageNetwork)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the PSNR loss of the images, whose known pixels are copied from the source."""
@@ -62,21 +65,15 @@ class Inpaint(Objective, TaskObjective):
 
     def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Fill each image; known pixels are copied from the source, so that they stay bit-identical."""
-        model = require_type(model, MaskedUNet)
         params = require_type(params, InpaintParams)
         masks = [known_mask(sample, params) for sample in samples]
-        pairs = []
-        for sample, known in zip(samples, masks, strict=True):
-            # Contiguous, because the channels-last layout rounds differently and would change existing outputs.
-            x, k = (
-                to_float_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255)
-            )
-            pairs.append(torch.cat([push_pull(x, k), k], 1))
-        x_and_known = torch.cat(pairs).to(precision.device)
-        with torch.inference_mode():
-            x_hat = apply_tiled(lambda tile: precision.run(model, *tile.split(3, 1)), x_and_known, TILE, model.halo)
+        filled: Iterable[np.ndarray]
+        if isinstance(model, ImageNetwork):
+            filled = fill_whole(model, samples, masks, precision)
+        else:
+            filled = fill_in_tiles(require_type(model, MaskedUNet), samples, masks, precision)
         outputs = []
-        for restored, known, sample in zip(to_uint8_images(x_hat), masks, samples, strict=True):
+        for restored, known, sample in zip(filled, masks, samples, strict=True):
             h, w = known.shape[:2]
             image = np.where(known, sample.rgb, restored[:h, :w])
             columns = {"missing_share": float(1 - known.mean())}
@@ -84,6 +81,53 @@ class Inpaint(Objective, TaskObjective):
             coloured = params.missing in PLANES
             outputs.append(Output(image, columns=columns, drops_alpha=params.missing == "alpha", has_colours=coloured))
         return outputs
+
+
+def fill_in_tiles(
+    model: MaskedUNet, samples: list[Sample], masks: list[np.ndarray], precision: Precision
+) -> Iterable[np.ndarray]:
+    """Restore images of one padded size to (H,W,3) uint8, with padding. Known pixels are close to those of the source.
+
+    Args:
+        model: the network.
+        samples: the images.
+        masks: (H,W,3) bool of each image, True where a value is known.
+        precision: device and dtype.
+    """
+    pairs = []
+    for sample, known in zip(samples, masks, strict=True):
+        # Contiguous, because the channels-last layout rounds differently and would change existing outputs.
+        x, k = (to_float_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255))
+        pairs.append(torch.cat([push_pull(x, k), k], 1))
+    x_and_known = torch.cat(pairs).to(precision.device)
+    with torch.inference_mode():
+        x_hat = apply_tiled(lambda tile: precision.run(model, *tile.split(3, 1)), x_and_known, TILE, model.halo)
+    return to_uint8_images(x_hat)
+
+
+def fill_whole(
+    model: ImageNetwork, samples: list[Sample], masks: list[np.ndarray], precision: Precision
+) -> list[np.ndarray]:
+    """Fill the missing pixels of images of one size with an imported network, which takes whole images and masks.
+
+    An image without a missing pixel does not pass the network.
+
+    Args:
+        model: the network.
+        samples: the images.
+        masks: (H,W,3) bool of each image, True where a pixel is known.
+        precision: device, dtype and memory.
+
+    Raises:
+        SampleError: when an image is too large for the memory of the worker, or the network gives no valid image.
+    """
+    filled = [sample.rgb for sample in samples]
+    damaged = [number for number, known in enumerate(masks) if not known.all()]
+    inputs = [np.dstack([filled[number], np.where(masks[number][..., :1], 0, 255).astype(np.uint8)]) for number in damaged]
+    if inputs:
+        for number, image in zip(damaged, process_images(model, inputs, ImageParams(), precision), strict=True):
+            filled[number] = image
+    return filled
 
 
 def inpaint_unknown(model: MaskedUNet, x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:

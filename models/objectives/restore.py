@@ -12,8 +12,8 @@ from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.routes.image_network import ImageNetwork
+from imagemill.models.tasks.image_params import ImageParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tasks.tiled import TiledParams
 from imagemill.models.type_checks import require_type
 
 
@@ -41,8 +41,8 @@ class Restore(Objective, TaskObjective):
 
     def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Apply the network to each image."""
-        model, params = require_type(model, ImageNetwork), require_type(params, TiledParams)
-        return [Output(image) for image in process_images(model, [s.rgb for s in samples], params.tile, precision)]
+        model, params = require_type(model, ImageNetwork), require_type(params, ImageParams)
+        return [Output(image) for image in process_images(model, [s.rgb for s in samples], params, precision)]
 
 
 def damage(model: Network, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,9 @@ from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import resize
 from imagemill.models.routes.image_network import ImageNetwork
+from imagemill.models.self_ensemble import run_network
+from imagemill.models.tasks.image_params import ImageParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tasks.tiled import TiledParams
 from imagemill.models.tiling import apply_tiled, tile_side
 from imagemill.models.type_checks import require_type
 
@@ -47,8 +48,9 @@ class Upscale(Objective, TaskObjective):
     def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Enlarge each image (H,W,3) to (scale·H,scale·W,3)."""
         scale, images = model.scale, [sample.rgb for sample in samples]
+        params = require_type(params, ImageParams)
         if isinstance(model, ImageNetwork):
-            results = process_images(model, images, require_type(params, TiledParams).tile, precision)
+            results = process_images(model, images, params, precision)
             return [Output(image, columns={"scale": scale}) for image in results]
         # Large images stay uint8; each tile is converted to float by itself.
         x = to_uint8_batch(images, model.stride, precision.device)
@@ -56,7 +58,7 @@ class Upscale(Objective, TaskObjective):
         tile = tile_side(*(scale * n for n in x.shape[2:]))
 
         def enlarge(part: Tensor) -> Tensor:
-            return float_to_bytes(precision.run(model, bytes_to_float(part)))
+            return float_to_bytes(run_network(model, bytes_to_float(part), params, precision))
 
         with torch.inference_mode():
             x_hat = apply_tiled(enlarge, x, tile, model.halo, Fraction(scale), model.stride)

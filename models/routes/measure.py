@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from imagemill.models.routes.probe import (
     measure_tiling,
     random_images,
 )
-from imagemill.models.routes.trial import draw_photo
+from imagemill.models.routes.trial import draw_hole, draw_photo
 
 FORMAT_SIDES = (64, 96)
 """Height and width of the image, in pixels, that number formats are compared on."""
@@ -31,8 +32,10 @@ def image_run(module: nn.Module, call: Call, contract: Contract) -> Run:
     low, high = contract.input_range
 
     def run(x: Tensor) -> Tensor:
-        sigma_B = x.new_full((len(x),), PROBE_SIGMA) if contract.noise_level else None
-        return (call(module, x * (high - low) + low, sigma_B) - low) / (high - low)
+        level = x.new_full((len(x),), PROBE_SIGMA) if contract.noise_level else None
+        if contract.mask:
+            level = draw_hole(*x.shape[2:]).to(x).expand(len(x), -1, -1, -1)
+        return (call(module, x * (high - low) + low, level) - low) / (high - low)
 
     return run
 
@@ -71,6 +74,9 @@ def measure_image_network(module: nn.Module, call: Call, contract: Contract) -> 
 def add_costs(run: Run, contract: Contract, multiple: int, min_side: int, pads: bool = False) -> Contract:
     """Return the contract of a network from images to images with its tiling, its memory and its number formats.
 
+    A network that fills holes looks for content in the whole image, so its tiling is "never". It runs in float32, because
+    Fourier transforms, which such networks use, take no bfloat16 on a GPU. A CPU converts their inputs, and hides this.
+
     Args:
         run: calls the network with images in [0,1].
         contract: with channels and scale.
@@ -78,20 +84,23 @@ def add_costs(run: Run, contract: Contract, multiple: int, min_side: int, pads: 
         min_side: smallest side of an input that is not padded, in pixels.
         pads: whether the call pads other inputs.
     """
-    with torch.inference_mode():
-        tiling, halo, alignment = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale), min_side)
+    tiling, halo, alignment = contract.tiling, contract.halo, multiple
+    if not contract.mask:
+        with torch.inference_mode():
+            tiling, halo, alignment = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale), min_side)
     smallest = -(-min_side // multiple) * multiple
     height, width = (-(-max(side, min_side) // multiple) * multiple for side in FORMAT_SIDES)
     if alignment > multiple and not pads:
         # The network pads its input itself, and tiles would have to begin at multiples that it does not ask for.
         tiling, halo, alignment = "never", 0, multiple
-    measured = {
+    measured: dict[str, Any] = {
         "size_multiple": alignment,
         "tiling": tiling,
         "halo": halo,
         "bytes_per_pixel": measure_memory(run, contract.channels, smallest),
-        "dtypes": measure_dtypes(run, draw_photo(height, width)[:, : contract.channels]),
     }
+    if not contract.mask:
+        measured["dtypes"] = measure_dtypes(run, draw_photo(height, width)[:, : contract.channels])
     return contract.model_copy(update=measured)
 
 

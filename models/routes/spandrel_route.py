@@ -1,4 +1,4 @@
-"""Restoration networks of the community that the library spandrel recognises by their weights."""
+"""Networks of the community that the library spandrel recognises by their weights: for restoration, and to fill holes."""
 
 from typing import Any
 
@@ -49,17 +49,16 @@ def recognise(tensors: dict[str, Tensor]) -> Recognised:
     import spandrel
 
     name = descriptor.architecture.id
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
-        raise CheckpointError(
-            f"spandrel recognises {name}, which needs a mask for each image. No task runs networks of spandrel with masks"
-        )
+    takes_mask = isinstance(descriptor, spandrel.MaskedImageModelDescriptor)
     planes = {descriptor.input_channels, descriptor.output_channels}
-    if planes not in ({1}, {3}):
+    if planes not in ({1}, {3}) or (takes_mask and planes != {3}):
         raise CheckpointError(
             f"spandrel takes the weights for {name} with {descriptor.input_channels} channels in and "
-            f"{descriptor.output_channels} out, but images have 3 or 1. {OTHER_ARCHITECTURE}"
+            f"{descriptor.output_channels} out, but images have 3{'' if takes_mask else ' or 1'}. {OTHER_ARCHITECTURE}"
         )
-    contract = Contract(channels=planes.pop(), scale=descriptor.scale, noise_level=takes_noise_level(descriptor))
+    contract = Contract(
+        channels=planes.pop(), scale=descriptor.scale, noise_level=takes_noise_level(descriptor), mask=takes_mask
+    )
     needs = descriptor.size_requirements
     run = image_run(descriptor.model.eval(), caller(descriptor), contract)
     try:
@@ -72,7 +71,7 @@ def recognise(tensors: dict[str, Tensor]) -> Recognised:
     if name in DENOISERS:
         tasks = tuple(sorted(tasks))
     return Recognised(
-        "spandrel", f"spandrel {spandrel.__version__}", name, tensors, contract, tasks, must_resemble_input=True
+        "spandrel", f"spandrel {spandrel.__version__}", name, tensors, contract, tasks, must_resemble_input=not takes_mask
     )
 
 
@@ -112,12 +111,18 @@ def takes_noise_level(descriptor: Any) -> bool:
 
 def caller(descriptor: Any) -> Call:
     """Return a function that calls the network of a descriptor as spandrel does, with the padding that it needs."""
+    from spandrel import MaskedImageModelDescriptor
     from spandrel.__helpers.size_req import pad_tensor
 
-    def call(module: nn.Module, x_BCHW: Tensor, sigma_B: Tensor | None) -> Tensor:
+    takes_mask = isinstance(descriptor, MaskedImageModelDescriptor)
+
+    def call(module: nn.Module, x_BCHW: Tensor, level: Tensor | None) -> Tensor:
         _, x = pad_tensor(x_BCHW, descriptor.size_requirements)
-        if takes_noise_level(descriptor):
-            sigma_B = x.new_full((len(x),), DEFAULT_SIGMA) if sigma_B is None else sigma_B.to(x.dtype)
+        if takes_mask:
+            _, mask_B1HW = pad_tensor(require_value(level, "the mask"), descriptor.size_requirements)
+            y = descriptor._call_fn(module, x, mask_B1HW)
+        elif takes_noise_level(descriptor):
+            sigma_B = x.new_full((len(x),), DEFAULT_SIGMA) if level is None else level.to(x.dtype)
             y = module(torch.cat([x, sigma_B.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], 1))
         else:
             y = descriptor._call_fn(module, x)

@@ -21,6 +21,8 @@ Correlation does not change with brightness and contrast, which some networks co
 """
 POOR_PSNR = 15.0
 """A reconstruction with a lower PSNR in dB has nearly no details of its image."""
+MAX_LEAK = 1 / 255
+"""Largest change of a filled pixel, where 1 is white, when the missing pixels of the image change."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Trial:
 
     Attributes:
         correlation: of the result with the input (for an upscaler: enlarged bicubically), -1 to 1.
-        psnr_db: of the result compared with the same image.
+        psnr_db: of the result compared with the same image. For a network that fills holes, both figures are for the hole.
     """
 
     correlation: float
@@ -52,6 +54,13 @@ def draw_photo(height: int, width: int) -> Tensor:
     return (planes + NOISE * noise).clamp(0, 1)[None]
 
 
+def draw_hole(height: int, width: int) -> Tensor:
+    """Draw a mask (1,1,H,W) with a hole in the middle, where it is 1; it is 0 elsewhere."""
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., 2 * height // 5 : -(-3 * height // 5), 2 * width // 5 : -(-3 * width // 5)] = 1
+    return mask
+
+
 def try_network(network: nn.Module, contract: Contract) -> Trial:
     """Process one image.
 
@@ -65,9 +74,15 @@ def try_network(network: nn.Module, contract: Contract) -> Trial:
     multiple = math.lcm(contract.size_multiple, 8)
     height, width = (-(-max(side, contract.min_side) // multiple) * multiple for side in SIDES)
     x = draw_photo(height, width)
+    hole = draw_hole(height, width)
     try:
         with torch.inference_mode():
-            y = network(x) if contract.latent else network(x, x.new_full((1,), NOISE) if contract.noise_level else None)
+            if contract.mask:
+                y, other = (network(torch.cat([image, hole], 1)) for image in (x, torch.where(hole > 0, 1 - x, x)))
+            elif contract.latent:
+                y = network(x)
+            else:
+                y = network(x, x.new_full((1,), NOISE) if contract.noise_level else None)
     except Exception as e:  # noqa: BLE001 - code of libraries and of users may raise anything
         raise CheckpointError(f"the network fails for an image of {width}×{height} pixels: {describe_error(e)}") from None
     expected = (1, 3, contract.scale * height, contract.scale * width)
@@ -75,11 +90,19 @@ def try_network(network: nn.Module, contract: Contract) -> Trial:
         raise CheckpointError(f"the network makes {tuple(y.shape)} of an image of {tuple(x.shape)}; must be {expected}")
     if not y.isfinite().all():
         raise CheckpointError("the network makes values that are not finite. Are the weights damaged?")
+    if contract.mask:
+        inside = (hole > 0).expand_as(x)
+        if (other - y)[inside].abs().max() > MAX_LEAK:
+            raise CheckpointError(
+                "the network uses the pixels that the mask marks as missing. It must take a mask that is 1 where a pixel is "
+                "missing, and ignore these pixels"
+            )
+        return compare(y[inside].clamp(0, 1), x[inside])
     return compare(y.clamp(0, 1), x if contract.scale == 1 else resize(x, list(expected[2:]), "bicubic"))
 
 
 def compare(y: Tensor, reference: Tensor) -> Trial:
-    """Compare two images (1,3,H,W) in [0,1]."""
+    """Compare the values of two images in [0,1], of the same shape."""
     error = float((y - reference).square().mean())
     stacked = torch.stack([y.flatten(), reference.flatten()])
     correlation = float(torch.corrcoef(stacked)[0, 1]) if float(y.std()) > 0 else 0.0

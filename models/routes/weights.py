@@ -66,7 +66,7 @@ def pack_weights(
     """Return the content of weights.safetensors for a network of another library or of a user.
 
     The header of the weights holds the architecture and the contract, so that the digest of a checkpoint, by which rows are
-    known, covers all that changes pixels. Figures that depend on the machine are left out.
+    known, covers all that changes pixels.
 
     Args:
         tensors: the weights, in their own number formats.
@@ -80,7 +80,7 @@ def pack_weights(
         "route": route,
         "architecture": architecture,
         "parameters": parameters,
-        "contract": contract.model_dump(mode="json", exclude={"dtypes", "bytes_per_pixel"}) if contract else None,
+        "contract": contract.digest_values() if contract else None,
         "code_sha256": code_sha256,
     }
     data: bytes = safetensors.torch.save(without_shared_memory(tensors), {METADATA: json.dumps(network, sort_keys=True)})

@@ -14,6 +14,8 @@ def tasks_of(contract: Contract) -> tuple[str, ...]:
     """Return the tasks that can use an imported network, the usual one first."""
     if contract.latent:
         return ("compress",)
+    if contract.mask:
+        return ("inpaint",)
     if contract.scale > 1:
         return ("upscale",)
     return ("denoise",) if contract.noise_level else SAME_SIZE
@@ -33,6 +35,8 @@ def describe_network(contract: Contract) -> str:
     """Describe in a few words what an imported network does."""
     if contract.latent:
         return "encodes images to float latents"
+    if contract.mask:
+        return "fills the pixels that a mask marks"
     if contract.scale > 1:
         return f"enlarges images to {contract.scale} times their width and height"
     return "maps images to images of the same size" + (" and takes their noise level" if contract.noise_level else "")

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
+from imagemill.models.tasks.image_params import ImageParams, check_tile
 from imagemill.models.tasks.task import Task
-from imagemill.models.tasks.tiled import TiledParams, check_tile
 
 
-class DenoiseParams(TiledParams):
+class DenoiseParams(ImageParams):
     """Parameters of `denoise`."""
 
     sigma: float | None = Field(

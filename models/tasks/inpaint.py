@@ -4,7 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks.task import Params, Task
+
+PLANES = ("red", "green", "blue")
 
 
 class InpaintParams(Params):
@@ -53,3 +57,11 @@ class Inpaint(Task):
     def needs_mask(self, params: Any) -> bool:
         """Return whether `missing` is "file"."""
         return bool(params.missing == "file")
+
+    def check_card(self, name: str, card: Card, params: Any) -> None:
+        """Refuse a missing plane for a network that takes one mask for all planes."""
+        if params.missing in PLANES and card.contract:
+            raise CheckpointError(
+                f"params.missing={params.missing!r}: checkpoint {name} fills whole pixels, not one plane. Use the "
+                f"checkpoint {self.default_checkpoint}"
+            )

@@ -3,8 +3,8 @@
 from typing import Any
 
 from imagemill.models.card import Card
+from imagemill.models.tasks.image_params import ImageParams, check_tile
 from imagemill.models.tasks.task import Task
-from imagemill.models.tasks.tiled import TiledParams, check_tile
 
 
 class Restore(Task):
@@ -13,7 +13,7 @@ class Restore(Task):
     name = "restore"
     summary = "Apply your own network that returns images of the same size, for example against blur or JPEG artefacts."
     default_checkpoint = None
-    Params = TiledParams
+    Params = ImageParams
     report_crops = True
 
     def check_card(self, name: str, card: Card, params: Any) -> None:

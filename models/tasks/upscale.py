@@ -3,8 +3,8 @@
 from typing import Any
 
 from imagemill.models.card import Card
+from imagemill.models.tasks.image_params import ImageParams, check_tile
 from imagemill.models.tasks.task import Task
-from imagemill.models.tasks.tiled import TiledParams, check_tile
 
 
 class Upscale(Task):
@@ -13,7 +13,7 @@ class Upscale(Task):
     name = "upscale"
     summary = "Enlarge images to twice their width and height, or by the scale of the checkpoint."
     default_checkpoint = "upscale-small"
-    Params = TiledParams
+    Params = ImageParams
     columns = {"scale": int}
     report_crops = True
 

@@ -80,6 +80,17 @@ def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsy
     checkpoint.read_weights(folder, card)
 
 
+def test_evaluate_denoise_measures_the_noise_of_photos(photos, tmp_path):
+    config = EvaluateConfig(
+        task="denoise", input=str(photos), checkpoint=untrained(tmp_path, "denoise"), at=[15], noise="photo"
+    )
+    evaluation = evaluate(config)
+    [line] = next(iter(evaluation.tables.values()))
+    assert set(line) == {"sigma", "noisy dB", "noisy SSIM", "files blind dB", "files blind SSIM"}
+    assert line["noisy dB"] == pytest.approx(24.6, abs=2)
+    assert "noise like that of photos" in evaluation.notes[1]
+
+
 def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
     folder = untrained(tmp_path, "compress")
     config = EvaluateConfig(task="compress", input=str(photos), checkpoint=folder, at=[64, 18, 26, 40])

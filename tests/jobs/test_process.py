@@ -13,8 +13,9 @@ import pytest
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Deadline, Interrupted, TooManyRejects
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.run import run
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.schema import image_id, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 
 IMAGEMILL = [sys.executable, "-m", "imagemill"]
@@ -125,6 +126,15 @@ def test_signal_during_the_report_leaves_the_run_done(empty: Path, tmp_path: Pat
     assert "planned" in capsys.readouterr().out
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["exit_code"] == 0
+
+
+def test_summary_counts_the_time_of_the_report(empty: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A user waits for the report too. run.json is written before, so its `total` lacks that time."""
+    clock = [0.0]
+    monkeypatch.setattr("imagemill.jobs.batch.monotonic", lambda: clock[0], raising=False)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", lambda *_: clock.append(clock.pop() + 1000))
+    run_and_show(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
+    assert "1000.0 s" in capsys.readouterr().out
 
 
 def test_signal_during_the_report_keeps_the_failure(empty: Path, tmp_path: Path, monkeypatch) -> None:

@@ -10,11 +10,13 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from imagemill.jobs.train import open_run, show_training, train
-from imagemill.jobs.training.checks import build_trainable_model, read_initial_weights
+from imagemill.jobs.training.checks import build_trainable_model, read_init_digest, read_initial_weights
 from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.network import build_network
 from imagemill.jobs.training.states import State, read_newest_history, save_state
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.unet import UNet
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
@@ -162,6 +164,7 @@ def test_train_refuses_unusable_images(files, changes, error, message, tiny, tmp
         ({"crop": 30}, "crop = 30: must be a multiple of 4"),
         ({"input": []}, "train needs both"),
         ({"init": "compress-small"}, "has the architecture codec"),
+        ({"init": "denoise-small"}, "which has not all of its weights"),
     ],
 )
 def test_train_refuses_invalid_configs(changes, message, tiny, tmp_path):
@@ -231,6 +234,20 @@ def test_train_from_init_drops_entropy_tables(tiny):
     assert weights
     assert not [name for name in weights if name.startswith("entropy")]
     ARCHITECTURES["codec"](**card.parameters).load_state_dict(weights)
+
+
+def test_train_larger_network_begins_like_its_init(tiny, tmp_path):
+    small, place = UNet(widths=(8, 8), blocks=1), str(tmp_path / "small")
+    for parameter in small.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    card = {"name": "small", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
+    saved = checkpoint.save(place, small, card, {})
+    config = tiny("denoise", parameters={"widths": [8, 8, 16], "blocks": [1, 2, 3]}, init=place)
+    assert read_init_digest(config, open_run(config)) == saved.sha256
+    large = build_network(config)
+    large.load_state_dict(large.state_dict() | read_initial_weights(config))
+    x, sigma = torch.rand(2, 3, 32, 32), torch.tensor([0.1, 0.2])
+    torch.testing.assert_close(large(x, sigma), checkpoint.build(*checkpoint.read(place))(x, sigma))
 
 
 def test_train_never_resumes_another_config(tiny, tmp_path):

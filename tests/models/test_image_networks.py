@@ -18,6 +18,7 @@ from imagemill.models.routes.image_network import ImageNetwork
 from imagemill.models.routes.spandrel_route import load_descriptor
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.card_checks import check_card, check_dtype, tasks_for
+from imagemill.models.tasks.image_params import ImageParams
 from imagemill.models.tasks.task import Sample, SampleError
 from imagemill.models.tiling import apply_blended, overlapping_slices
 from tests.support.imported_networks import (
@@ -214,11 +215,11 @@ def test_image_too_large_for_memory_says_what_helps(crops):
     needed = 96 * 128 * 1000
     sizes = []
     model.module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    process_images(model, images, "auto", Precision(memory=2 * needed))
-    process_images(model, images, "auto", Precision(memory=needed))
+    process_images(model, images, ImageParams(), Precision(memory=2 * needed))
+    process_images(model, images, ImageParams(), Precision(memory=needed))
     assert sizes == [2, 1, 1]
     with pytest.raises(SampleError, match=r"128×96 pixels need 0.0123 GB.*--resize max:127\).*--tile approximate") as error:
-        process_images(model, images, "auto", Precision(memory=needed - 1))
+        process_images(model, images, ImageParams(), Precision(memory=needed - 1))
     assert error.value.error_class == "TooLargeForMemory"
     assert sizes == [2, 1, 1]
     # Without the figure, the lack of memory itself is the reason.
@@ -229,18 +230,18 @@ def test_image_too_large_for_memory_says_what_helps(crops):
 
     unknown.module.register_forward_pre_hook(fail)
     with pytest.raises(SampleError, match="do not fit into the free memory"):
-        process_images(unknown, images[:1], "auto", Precision())
+        process_images(unknown, images[:1], ImageParams(), Precision())
     with pytest.raises(torch.OutOfMemoryError):
-        process_images(unknown, images, "auto", Precision())
+        process_images(unknown, images, ImageParams(), Precision())
 
 
 def test_exact_tiles_shrink_to_the_memory(crops):
     model = python_network(Blur(), tiling="exact", halo=2, bytes_per_pixel=1000)
     rgb = np.tile(crops[0], (4, 4, 1))
-    whole = process_images(model, [rgb.copy()], "auto", Precision())[0]
+    whole = process_images(model, [rgb.copy()], ImageParams(), Precision())[0]
     sizes = []
     model.module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[2:].numel()))
-    tiled = process_images(model, [rgb.copy()], "auto", Precision(memory=140**2 * 1000))[0]
+    tiled = process_images(model, [rgb.copy()], ImageParams(), Precision(memory=140**2 * 1000))[0]
     assert max(sizes) <= 140**2
     assert levels_apart(whole, tiled) <= 1
 
@@ -256,7 +257,7 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
         model = python_network(network)
         model.scale = 3 if "made" in message else 1
         with pytest.raises(SampleError, match=message):
-            process_images(model, [crops[0].copy()], "auto", Precision())
+            process_images(model, [crops[0].copy()], ImageParams(), Precision())
 
 
 @pytest.mark.parametrize(

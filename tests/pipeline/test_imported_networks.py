@@ -16,6 +16,7 @@ from imagemill.models import precision
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives.image_networks import process_images
 from imagemill.models.precision import Precision
+from imagemill.models.tasks.image_params import ImageParams
 from imagemill.pipeline import run as run_module
 from imagemill.pipeline import worker_memory
 from imagemill.pipeline.config import RunConfig
@@ -94,7 +95,7 @@ def test_run_of_an_imported_network_equals_the_network(task, config, photos):
     for row in rows(Path(str(job.output))):
         with Image.open(Path(photos) / row["rel_path"]) as image:
             rgb, mode = np.array(image.convert("RGB")), image.mode
-        [expected] = process_images(model, [rgb], "auto", Precision())
+        [expected] = process_images(model, [rgb], ImageParams(), Precision())
         with Image.open(Path(str(job.output)) / row["output_uri"]) as image:
             assert image.mode == mode
         assert np.abs(read(job, row).astype(int) - expected).max() <= 1
@@ -174,7 +175,7 @@ def test_loaded_checkpoint_takes_an_imported_network(tmp_path, crops):
     network = dncnn()
     loaded = LoadedCheckpoint.load(write_network(tmp_path / "network", network))
     rgb = crops[0][:41, :33].copy()
-    [expected] = process_images(build_network(network), [rgb.copy()], "auto", Precision())
+    [expected] = process_images(build_network(network), [rgb.copy()], ImageParams(), Precision())
     assert np.abs(loaded(rgb).astype(int) - expected).max() <= 1
     assert loaded(Image.fromarray(rgb).convert("L")).mode == "L"
     with pytest.raises(CheckpointError, match="takes no noise level"):

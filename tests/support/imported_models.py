@@ -166,3 +166,50 @@ def unpack_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process and its workers unpack the code of users in a folder of the test."""
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
+
+
+SINGLE_FILE_NAMES = {
+    "encoder.mid_block.resnets.0": "encoder.mid.block_1",
+    "encoder.mid_block.resnets.1": "encoder.mid.block_2",
+    "decoder.mid_block.resnets.0": "decoder.mid.block_1",
+    "decoder.mid_block.resnets.1": "decoder.mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "resnets": "block",
+}
+"""Parts of the names in an AutoencoderKL of diffusers, and the names of the authors of Stable Diffusion."""
+
+
+def build_kl(latent_channels: int = 4, levels: int = 4, **options: Any) -> Any:
+    """Return an AutoencoderKL of diffusers whose normalisations have 32 groups, like all in single files."""
+    import diffusers
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    widths = (32, 64, 64, 64)[:levels]
+    return diffusers.AutoencoderKL(
+        block_out_channels=widths, latent_channels=latent_channels, layers_per_block=1, **blocks, **options
+    ).eval()
+
+
+def to_single_file(network: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return the weights of an AutoencoderKL with the names and shapes of a single file."""
+    levels = len(network.config.block_out_channels)
+    tensors = {}
+    for name, value in network.state_dict().items():
+        if "attentions" in name and name.endswith("weight") and "group_norm" not in name:
+            value = value[:, :, None, None]
+        for n in range(levels):
+            name = name.replace(f"down_blocks.{n}.", f"down.{n}.").replace(f"up_blocks.{n}.", f"up.{levels - 1 - n}.")
+        for new, old in SINGLE_FILE_NAMES.items():
+            name = name.replace(new, old)
+        tensors[prefix + name] = value.clone()
+    return tensors

@@ -1,6 +1,10 @@
 """Checkpoints of imported networks with small random weights, as `imagemill models import` writes them."""
 
 import hashlib
+import importlib
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ from imagemill.models import checkpoint
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
 from imagemill.models.routes.image_network import ImageNetwork
+from imagemill.pipeline.engines.local_engine import run_worker
+from imagemill.pipeline.worker_job import WorkerJob
 
 
 class Blur(nn.Module):
@@ -92,3 +98,26 @@ def build_network(network: tuple[Card, bytes]) -> ImageNetwork:
     """Build the network of a card."""
     model: ImageNetwork = checkpoint.build(*network)
     return model
+
+
+def shrink_lama(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let spandrel build LaMa with few channels and layers in this process.
+
+    spandrel knows one size of LaMa alone, whose weights have 200 MB.
+    """
+    module = importlib.import_module("spandrel.architectures.LaMa.__arch.LaMa")
+    set_attribute(module, "FFCResNetGenerator", partial(module.FFCResNetGenerator, ngf=8, n_blocks=1))
+
+
+def run_worker_with_small_lama(connection: Connection, job: WorkerJob) -> None:
+    """Replace `run_worker` of the local engine in tests."""
+    shrink_lama()
+    run_worker(connection, job)
+
+
+def lama() -> nn.Module:
+    """Return a LaMa with random weights."""
+    from spandrel.architectures.LaMa import LaMa
+
+    torch.manual_seed(0)
+    return LaMa(in_nc=4, out_nc=3).eval()
