@@ -2,10 +2,12 @@
 
     for each channel, for each pass over its positions:
         sums of coded symbols ─┬─ expected magnitude ── bucket ──┐
-                               └─ expected value ────── phase  ──┴─ row of `tables` ── range coder
+                               ├─ expected value ────── phase  ──┼─ row of `tables` ── range coder
+        largest neighbour ─────┴─────────────────────── level  ──┘
 
 The expected value and magnitude of a symbol are linear in the symbols that were coded before it: the known neighbours in its
-channel, and the nine positions around it in earlier channels. A channel is coded in four passes, so that each pass is one
+channel, and the nine positions around it in earlier channels. A sum cannot tell one large neighbour from many small ones, so
+the magnitude of the largest known neighbour also counts. A channel is coded in four passes, so that each pass is one
 array operation and most symbols have known neighbours on all sides. Every number that influences a bit is an integer of
 the checkpoint. Sums are computed in float32, where integers below 2^24 are exact in any order, so that all machines agree.
 """
@@ -54,8 +56,10 @@ class EntropyModel(nn.Module):
             one (in the order of `numpy.tril_indices`), and the 3×3 neighbourhood, row by row.
         bias: (4,C) int32 in 1/1024, of the expected magnitude.
         edges: (S-1,) int32 in 1/1024, ascending: the boundaries between the S buckets of expected magnitudes.
-        tables: (S·2·8,41) int32, counts of the distances -20..20 from the centre, for each bucket, centre zero or not, and
-            phase of the expected value.
+        tables: (S·L·2·8,41) int32, counts of the distances -20..20 from the centre, for each bucket, level, centre zero or
+            not, and phase of the expected value.
+        levels: (S,L-1) int16, ascending: for each bucket, the boundaries between the L levels of the largest magnitude of
+            the known neighbours. None for one level, in checkpoints of older versions.
 
     Raises:
         ValueError: when the tables are invalid.
@@ -66,24 +70,29 @@ class EntropyModel(nn.Module):
     bias: Tensor
     edges: Tensor
     tables: Tensor
+    levels: Tensor | None
 
-    def __init__(self, sizes: Tensor, weights: Tensor, bias: Tensor, edges: Tensor, tables: Tensor) -> None:
+    def __init__(
+        self, sizes: Tensor, weights: Tensor, bias: Tensor, edges: Tensor, tables: Tensor, levels: Tensor | None = None
+    ) -> None:
         super().__init__()
-        for name, value in {"sizes": sizes, "weights": weights, "bias": bias, "edges": edges, "tables": tables}.items():
-            if value.is_floating_point():
+        values = {"sizes": sizes, "weights": weights, "bias": bias, "edges": edges, "tables": tables, "levels": levels}
+        for name, value in values.items():
+            if value is not None and value.is_floating_point():
                 raise ValueError(f"entropy.{name}: dtype {value.dtype}, but must be an integer type")
             self.register_buffer(name, value)
         self._check()
 
     def _check(self) -> None:
         """Check shapes and ranges, so that no sum can exceed the exact integers of float32."""
-        channels = self.bias.shape[1]
+        channels, buckets = self.bias.shape[1], len(self.edges) + 1
+        levels = 1 if self.levels is None else self.levels.shape[-1] + 1
         shapes = {
             "sizes": (129,),
             "weights": (2, len(PASSES), channels * (channels + 1) // 2, 9),
             "bias": (len(PASSES), channels),
-            "tables": ((len(self.edges) + 1) * 2 * PHASES, 2 * REACH + 1),
-        }
+            "tables": (buckets * levels * 2 * PHASES, 2 * REACH + 1),
+        } | ({"levels": (buckets, levels - 1)} if self.levels is not None else {})
         for name, shape in shapes.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"entropy.{name}: shape {tuple(getattr(self, name).shape)}, but must be {shape}")
@@ -91,6 +100,10 @@ class EntropyModel(nn.Module):
             raise ValueError(f"entropy.tables: counts must be positive and each row must sum to {TOTAL}")
         if bool((self.edges.diff() < 0).any()) or int(self.edges.abs().max()) >= EXACT_LIMIT:
             raise ValueError("entropy.edges: must ascend and be exact in float32")
+        if self.levels is not None and (
+            bool((self.levels.diff() < 0).any()) or bool((self.levels.int().abs() >= EXACT_LIMIT).any())
+        ):
+            raise ValueError("entropy.levels: must ascend and be exact in float32")
         largest = torch.tensor([int(self.sizes.abs().max()), 128])
         reach = np.abs(self._dense).sum((2, 4), dtype=np.float64) * largest.view(2, 1, 1).numpy()
         if (reach[0] + self.bias.abs().numpy() >= EXACT_LIMIT).any() or (reach[1] >= EXACT_LIMIT).any():
@@ -118,6 +131,16 @@ class EntropyModel(nn.Module):
     def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sizes, bias and edges as float32."""
         return tuple(t.cpu().numpy().astype(np.float32) for t in (self.sizes, self.bias, self.edges))  # type: ignore[return-value]
+
+    @cached_property
+    def _contexts(self) -> np.ndarray:
+        """Bucket and level as one number, (S,M): of each bucket and magnitude of the largest neighbour, 0..M-1."""
+        buckets = np.arange(len(self.edges) + 1)[:, None]
+        if self.levels is None:
+            return np.repeat(buckets, max(0, int(self.sizes.max())) + 1, 1)
+        magnitudes = np.arange(max(0, int(self.sizes.max())) + 1)
+        boundaries = self.levels.cpu().numpy()
+        return buckets * (boundaries.shape[1] + 1) + (magnitudes[:, None] > boundaries[:, None]).sum(2)
 
     def encode(self, symbols: np.ndarray) -> bytes:
         """Encode symbols (C,h,w) int8 to a payload of 32-bit words in little-endian order."""
@@ -185,7 +208,7 @@ class EntropyModel(nn.Module):
             for p, dy, dx in visits:
                 here = plane[dy::2, dx::2]
                 own = windows[p].reshape(2, -1, 9) @ self._dense[:, p, channel, channel, :, None]
-                rows, centres, signs = self._expect(sums[p][:, channel] + own[..., 0])
+                rows, centres, signs = self._expect(sums[p][:, channel] + own[..., 0], largest_around(known[0], dy, dx))
                 here[:] = (exchange(rows, centres, here.ravel() * signs) * signs).reshape(here.shape)
                 known[0, dy + 1 : -1 : 2, dx + 1 : -1 : 2] = sizes[np.abs(here).clip(max=128)]
                 known[1, dy + 1 : -1 : 2, dx + 1 : -1 : 2] = here.clip(-128, 127)
@@ -194,13 +217,38 @@ class EntropyModel(nn.Module):
                     later = self._dense[:, p, channel, channel + 1 :]
                     sums[p][:, channel + 1 :] += later @ window.reshape(2, -1, 9).transpose(0, 2, 1)
 
-    def _expect(self, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Map sums (2,n) to rows of `tables`, centres ≥ 0, and the signs (±1) that make expected values positive."""
+    def _expect(self, sums: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Choose the tables of symbols.
+
+        Args:
+            sums: (2,n) float32 in 1/1024, expected magnitude and value.
+            largest: (n,) integers, magnitude of the largest known neighbour in the channel, 0 if none is known.
+
+        Returns:
+            Rows of `tables`, centres ≥ 0, and the signs (±1) that make expected values positive, each (n,).
+        """
         bucket = np.searchsorted(self._numbers[2], sums[0], "right")
+        context = self._contexts[bucket, largest]
         mean = sums[1].astype(np.int32)
         shift = FRACTION_BITS - (PHASES.bit_length() - 1)
         eighths = np.minimum((np.abs(mean) + (1 << (shift - 1))) >> shift, 128 * PHASES)
         centres = (eighths + PHASES // 2) // PHASES
         phase = eighths - PHASES * centres + PHASES // 2
-        rows = (bucket * 2 + (centres > 0)) * PHASES + phase
+        rows = (context * 2 + (centres > 0)) * PHASES + phase
         return rows, centres, np.where(mean < 0, -1, 1).astype(np.int32)
+
+
+def largest_around(magnitudes: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Return the largest magnitude in the 3×3 neighbourhoods of the positions of a pass, (n,) integers.
+
+    Args:
+        magnitudes: (h+2,w+2) float32, with a border.
+        dy: first row of the pass.
+        dx: first column of the pass.
+    """
+    row, right = magnitudes.shape[0] - 2, magnitudes.shape[1] - 2
+    three = np.maximum(magnitudes[:, dx:right:2], magnitudes[:, dx + 1 : right + 1 : 2])
+    three = np.maximum(three, magnitudes[:, dx + 2 :: 2])
+    nine = np.maximum(three[dy:row:2], three[dy + 1 : row + 1 : 2])
+    whole: np.ndarray = np.maximum(nine, three[dy + 2 :: 2]).ravel().astype(np.intp)
+    return whole

@@ -11,23 +11,41 @@ LOG_SCALE = 16
 """A magnitude contributes 16·log2(1+|s|), so that errors of small and large ones are similar, as least squares needs."""
 BUCKETS, FINEST, COARSEST = 40, 0.25, 90.0
 """Buckets of expected magnitudes have geometric boundaries, in units of 1/LOG_SCALE."""
+LEVEL_SAMPLE = 8
+"""One latent of this many decides about the levels."""
 WINDOW = 16
 """Side of the square of each latent that enters the least squares; more positions of one image add little."""
-PRIOR = 8.0
-"""Weight of a bucket's common distribution in each of its rows, in symbols."""
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the symbols of a bucket below each boundary of its levels."""
+PRIOR, LEVEL_PRIOR = 8.0, 100.0
+"""Weight of a bucket's common distribution in its rows, and of a row of all levels in each level, in symbols."""
 
 
 def fit_entropy_model(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
     """Fit the tables to symbols (C,h,w) int8 of training images, whose quantiser steps cover the useful range."""
     sizes = np.rint(LOG_SCALE * np.log2(1 + np.arange(129)))
     weights, bias = fit_linear_predictors(latents, sizes, np.random.default_rng(seed))
-    model = EntropyModel(
-        torch.from_numpy(sizes.astype(np.int16)),
-        torch.from_numpy(weights),
-        torch.from_numpy(bias),
-        torch.from_numpy(np.rint(np.geomspace(FINEST, COARSEST, BUCKETS - 1) * 2**FRACTION_BITS).astype(np.int32)),
-        torch.from_numpy(quantise_counts(np.ones((BUCKETS * 2 * PHASES, 2 * REACH + 1)))),
-    )
+    edges = np.rint(np.geomspace(FINEST, COARSEST, BUCKETS - 1) * 2**FRACTION_BITS).astype(np.int32)
+
+    def build(levels: np.ndarray, tables: np.ndarray) -> EntropyModel:
+        arrays = (sizes.astype(np.int16), weights, bias, edges, tables, levels.astype(np.int16))
+        return EntropyModel(*map(torch.from_numpy, arrays))
+
+    # With one level for each magnitude, counts also tell the distribution of the largest neighbour in each bucket.
+    magnitudes = np.tile(np.arange(sizes.max()), (BUCKETS, 1))
+    counts = count_symbols(build(magnitudes, uniform_tables(BUCKETS * (magnitudes.shape[1] + 1))), latents[::LEVEL_SAMPLE])
+    levels = choose_levels(counts.sum((2, 3)))
+    counts = count_symbols(build(levels, uniform_tables(BUCKETS * (levels.shape[1] + 1))), latents)
+    return build(levels, smooth_counts(counts))
+
+
+def uniform_tables(contexts: int) -> np.ndarray:
+    """Return valid `tables` with equal distances, for counting."""
+    return np.repeat(quantise_counts(np.ones((1, 2 * REACH + 1))), contexts * 2 * PHASES, 0)
+
+
+def count_symbols(model: EntropyModel, latents: Sequence[np.ndarray]) -> np.ndarray:
+    """Count the distances from the centre in each context, (S,L,2·8,41)."""
     counts = np.zeros(model.tables.shape, np.int64)
 
     def count(rows: np.ndarray, centres: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -36,7 +54,13 @@ def fit_entropy_model(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyMo
 
     for latent in latents:
         model.walk(latent.astype(np.int16), count)
-    return EntropyModel(model.sizes, model.weights, model.bias, model.edges, torch.from_numpy(smooth_counts(counts)))
+    return counts.reshape(BUCKETS, -1, 2 * PHASES, 2 * REACH + 1)
+
+
+def choose_levels(counts: np.ndarray) -> np.ndarray:
+    """Return `levels`, given the number of symbols (S,n) by bucket and magnitude of the largest neighbour."""
+    shares = np.cumsum(counts, 1) / np.maximum(counts.sum(1, keepdims=True), 1)
+    return np.stack([(shares < share).sum(1) for share in SHARES], 1).clip(max=counts.shape[1] - 1)
 
 
 def fit_linear_predictors(
@@ -81,11 +105,16 @@ def fit_linear_predictors(
 
 
 def smooth_counts(counts: np.ndarray) -> np.ndarray:
-    """Smooth counts (rows,41) to `tables`: rare rows use the counts of their bucket, rare distances a slow decay."""
+    """Smooth counts (S,L,2·8,41) to `tables`.
+
+    Rare rows use the counts of all levels, then those of their bucket, and rare distances a slow decay.
+    """
     decay = 0.5 ** (np.abs(np.arange(-REACH, REACH + 1)) / 4)
-    bucket = counts.reshape(-1, 2 * PHASES, 2 * REACH + 1).sum(1) + 0.01 * decay
-    common = np.repeat(bucket / bucket.sum(1, keepdims=True), 2 * PHASES, 0)
-    return quantise_counts(counts + PRIOR * common)
+    bucket = counts.sum((1, 2)) + 0.01 * decay
+    common = (bucket / bucket.sum(1, keepdims=True))[:, None]
+    rows = counts.sum(1) + PRIOR * common
+    rows = (rows / rows.sum(2, keepdims=True))[:, None]
+    return quantise_counts((counts + LEVEL_PRIOR * rows).reshape(-1, 2 * REACH + 1))
 
 
 def quantise_counts(weights: np.ndarray) -> np.ndarray:

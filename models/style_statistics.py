@@ -52,9 +52,15 @@ def standardise(features: Tensor, style_moments: tuple[Tensor, Tensor]) -> Tenso
     difference changes colours and hardly any strokes; Novak and Nikulin 2016 shift features for the same reason. Channels
     that hardly vary in the style are not amplified.
     """
+    return (features.float() - style_moments[0]) / standard_unit(style_moments)
+
+
+def standard_unit(style_moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the unit (B,d,1,1) of the standardised features of each channel."""
     mean, std = style_moments
     energy = (mean.square() + std.square()).mean(1, keepdim=True)
-    return (features.float() - mean) / (std + 0.1 * energy.sqrt())
+    unit: Tensor = std + 0.1 * energy.sqrt()
+    return unit
 
 
 def adain(content: Tensor, content_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,7 +1,9 @@
 """Transfer a style to images, in one pass through a decoder (AdaIN) or by optimising the pixels (Gatys et al. 2016)."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,12 +12,16 @@ from torch import Tensor
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.resizing import limit_pixels
-from imagemill.models.style_statistics import adain, content_loss, gram, moments, standardise, style_loss
+from imagemill.models.style_statistics import adain, content_loss, gram, moments, standard_unit, standardise, style_loss
+from imagemill.models.style_texture import StyleTexture, add_texture, measure_texture
+from imagemill.models.style_transport import build_transport, symmetric_power
 from imagemill.models.tiling import apply_tiled
 
 TILE = 1024
 STATISTICS_PIXELS = 1_000_000
 """Moments of larger images are computed on a copy that is reduced to this size."""
+MAX_OFFSET = 1024
+"""Images begin at random rows and columns of the style's texture, below this number."""
 ADAM_RATE = 0.03
 
 
@@ -27,11 +33,19 @@ class StyleTarget:
         layers: moments (B,d,1,1) of the first layer of each block, and of the layers of the style loss.
         grams: Gram matrices (B,d,d) of the standardised features of the layers of the style loss.
         weights: w_i / mean(G_S²) of these layers, (B,), so that the loss of a layer does not depend on its channel count.
+        roots: square roots of the covariances (B,d,d) of the first layer of each block, for `transform="covariance"`.
+        texture: colours and detail of the style, for `transform="covariance"`.
     """
 
     layers: dict[str, tuple[Tensor, Tensor]]
     grams: dict[str, Tensor]
     weights: dict[str, Tensor]
+    roots: dict[str, Tensor]
+    texture: StyleTexture | None
+
+
+CodeTransform = Callable[[Tensor], Tensor]
+"""Maps a layer of a code (B,d,h,w) to the restyled layer."""
 
 
 def build_style_target(
@@ -52,12 +66,19 @@ def build_style_target(
             for i in (0, 1)
         )
         style_moments = {name: (means[name], stds[name]) for name in features[0]}
+        is_covariance = network.transform == "covariance"
         grams = {
             name: weighted_mean([gram(standardise(f[name], style_moments[name])) for f in features], style_weights)
-            for name in layers
+            for name in {**layers, **dict.fromkeys(network.first_layers if is_covariance else ())}
+        }
+        roots = {
+            name: symmetric_power(unit * grams[name] * unit.transpose(1, 2), 0.5)
+            for name in (network.first_layers if is_covariance else ())
+            for unit in [standard_unit(style_moments[name]).flatten(2)]
         }
     weights = {name: w / gram_energy(grams[name]) for name, w in layers.items() if w}
-    return StyleTarget(style_moments, grams, weights)
+    texture = measure_texture(styles, style_weights) if is_covariance else None
+    return StyleTarget(style_moments, {name: grams[name] for name in layers}, weights, roots, texture)
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -90,29 +111,37 @@ class StyleTransfer(Autoencoder):
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
         """Map images (B,3,H,W) to the code of the restyled image."""
-        return self.restyle(self.network.encode(x_BCHW), self.code_moments(x_BCHW), 1.0)
+        y = self.network.encode(self.prepare(x_BCHW, [0] * len(x_BCHW), 1.0))
+        return restyle(y, self.build_transforms(y), 1.0)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """Map a code to images (B,3,H,W)."""
         return self.network.decode(y)
 
-    def code_moments(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the moments of each layer of the images' codes, of a reduced copy for large images."""
-        reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, self.stride)
-        return [moments(features) for features in self.network.encode(reduced)]
-
-    def restyle(self, y: Sequence[Tensor], code_moments: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
-        """Apply AdaIN to every layer of a code, so that colours and strokes of all sizes are transferred.
+    def prepare(self, x_BCHW: Tensor, seeds: Sequence[int], strength: float | Tensor) -> Tensor:
+        """Return the images that the network encodes: with the texture of the style in flat regions, if it needs that.
 
         Args:
-            y: the code.
-            code_moments: moments of each layer of the code.
-            strength: 0 keeps the code, 1 transfers the style fully.
+            x_BCHW: content images (B,3,H,W) in [0,1].
+            seeds: one seed for each image, for the place in the style from which its texture comes.
+            strength: 0 returns the images; for all images, or (B,1,1,1).
         """
-        style_moments = (self.target.layers[name] for name in self.network.first_layers)
+        if self.target.texture is None:
+            return x_BCHW
+        generators = [random.Random(seed) for seed in seeds]
+        offsets = [(each.randrange(MAX_OFFSET), each.randrange(MAX_OFFSET)) for each in generators]
+        return add_texture(x_BCHW, self.target.texture, offsets, strength)
+
+    def build_transforms(self, y: Sequence[Tensor]) -> list[CodeTransform]:
+        """Return the transform of each layer that gives a code the statistics of the style."""
+        names = self.network.first_layers
+        if self.network.transform == "moments":
+            styles = [self.target.layers[name] for name in names]
+            own = [moments(layer) for layer in y]
+            return [partial(adain, content_moments=c, style_moments=s) for c, s in zip(own, styles, strict=True)]
         return [
-            torch.lerp(features, adain(features, own, style).to(features.dtype), strength)
-            for features, own, style in zip(y, code_moments, style_moments, strict=True)
+            build_transport(layer, self.target.layers[name][0].flatten(2), self.target.roots[name])
+            for name, layer in zip(names, y, strict=True)
         ]
 
     def losses(self, t_BCHW: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,15 +162,43 @@ class StyleTransfer(Autoencoder):
         )
 
 
-def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, strength: float) -> Tensor:
-    """Restyle images (B,3,H,W) in [0,1] in one pass; large ones in tiles, which all use the moments of the whole image."""
-    code_moments = transfer.code_moments(x_BCHW)
-    return apply_tiled(
-        lambda tile: transfer.decode(transfer.restyle(transfer.network.encode(tile), code_moments, strength)),
-        x_BCHW,
-        TILE,
-        transfer.halo,
-    )
+def restyle(y: Sequence[Tensor], transforms: Sequence[CodeTransform], strength: float | Tensor) -> list[Tensor]:
+    """Apply the transforms to every layer of a code, so that colours and strokes of all sizes are transferred.
+
+    Args:
+        y: the code.
+        transforms: of each layer, from `StyleTransfer.build_transforms`.
+        strength: 0 keeps the code, 1 transfers the style fully; for all images, or (B,1,1,1).
+    """
+    return [
+        torch.lerp(features, transform(features).to(features.dtype), strength)
+        for features, transform in zip(y, transforms, strict=True)
+    ]
+
+
+def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
+    """Restyle images in one pass; large ones in tiles, which all use the statistics of the whole image.
+
+    Args:
+        transfer: network and style.
+        x_BCHW: content images (B,3,H,W) in [0,1].
+        seeds: one seed for each image.
+        strength: 0 keeps the images, 1 transfers the style fully.
+    """
+    network = transfer.network
+    x_BCHW = transfer.prepare(x_BCHW, seeds, strength)
+    reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, transfer.stride)
+    y = network.encode(reduced)
+    transforms = transfer.build_transforms(y)
+    # The code of an image that is not cut into tiles is not computed again.
+    code = y if reduced is x_BCHW else None
+    del y, reduced
+
+    def restyle_tile(tile: Tensor) -> Tensor:
+        y = code if code is not None and tile.shape[2:] == x_BCHW.shape[2:] else network.encode(tile)
+        return transfer.decode(restyle(y, transforms, strength))
+
+    return apply_tiled(restyle_tile, x_BCHW, TILE, transfer.halo)
 
 
 def optimise_images(

@@ -21,7 +21,7 @@ from imagemill.pipeline.engines.selection import select_engine
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
 from imagemill.pipeline.execution import execute
 from imagemill.pipeline.logs import RunName
-from imagemill.pipeline.output.compact import compact
+from imagemill.pipeline.output.compact import compact, merge_new_parts
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
@@ -132,6 +132,10 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     log.info("engine: %s (%s)", engine.name, reason_for_engine)
                     import_pages()
                     execute(engine, Work(resolved, plan, lease, record))
+                    if resolved.task.stores_latent:
+                        merge_new_parts(
+                            resolved.output, plan.parts, config.rows_per_part, config.compression_level, lease.check_held
+                        )
                 with record.timed("account"):
                     counts = account(resolved.output, plan, quality_columns(resolved.task))
                 record_account(record, counts, plan, resolved.task)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8. Parquet widens signed bytes to 32 bits with their sign, which takes a third more."""
@@ -19,8 +18,6 @@ VALUE_TYPE = np.dtype("<f4")
 """Type of stored float latents, whose CRC must not depend on the machine."""
 LIST_VALUES = 64_000_000
 """Maximum number of values of a latent that is stored as a list: Parquet's writer holds some 15 bytes per value of a row."""
-LATENT_ROWS = 32
-"""Rows of a row group with latents: Parquet's writer holds 8 bytes for each value of the group."""
 ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
 
 IDENTITY = [
@@ -289,44 +286,3 @@ def latent_bytes(row: dict[str, Any], level: int) -> int:
         # BYTE_STREAM_SPLIT: the first bytes of all values, then the second bytes, …
         return len(codec.compress(row["latent_values"].view(np.uint8).reshape(-1, 4).T.tobytes()))
     return next(len(row[name]) for name in LATENT_CONTENT if name in row)
-
-
-def parquet_bytes(table: pa.Table, level: int) -> bytes:
-    """Return a table as a Parquet file.
-
-    Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero, and not dictionary encoded.
-    Constant lineage columns are dictionary encoded, which makes them nearly free. Only image_id has statistics: in small
-    parts, statistics of other columns would take more space than they save.
-
-    Args:
-        table: rows.
-        level: zstd level, 1 to 22.
-    """
-    lists = [name for name in ("latent", "latent_values") if name in table.schema.names]
-    without_dictionary = (
-        *LATENT_CONTENT,
-        "image_id",
-        "version",
-        "source_uri",
-        "rel_path",
-        "source_etag",
-        "content_sha256",
-        "output_sha256",
-        "output_uri",
-    )
-    out = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        out,
-        compression="zstd",
-        compression_level=level,
-        use_dictionary=[n for n in table.schema.names if n not in without_dictionary],
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists} or None,
-        write_statistics=["image_id"],
-        # With checksums, readers that verify pages detect a flipped bit in any column.
-        write_page_checksum=True,
-        data_page_size=64 * 1024,
-        row_group_size=LATENT_ROWS if lists else None,
-    )
-    data: bytes = out.getvalue().to_pybytes()
-    return data

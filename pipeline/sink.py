@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.lease import check_newest
-from imagemill.pipeline.schema import add_latent_metadata, parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import add_latent_metadata, part_name, reject_schema, result_schema
 from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 

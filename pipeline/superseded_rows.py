@@ -10,9 +10,9 @@ from imagemill.pipeline.output.committed_rows import match_images
 from imagemill.pipeline.output.parts import SUPERSEDED, list_new_parts, list_parts, read_parts, scan_parts
 from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.output.verify import check_file
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.run_record import RunRecord
-from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 
 STAGES_BEFORE_WRITING = ("list", "fetch", "decode", "model")

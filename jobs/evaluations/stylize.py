@@ -19,7 +19,9 @@ from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.stylize import STYLE_SIDE
 from imagemill.models.resizing import limit_side
+from imagemill.models.ripples import all_blocks, find_flat_blocks, gradient_energy
 from imagemill.models.style_transfer import StyleTransfer
 from imagemill.models.tasks.stylize import GATYS_SIDE, METHOD_PARAMS, StylizeParams
 from imagemill.models.type_checks import require_type
@@ -36,7 +38,8 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     """Measure the losses of both methods on a folder of content images.
 
     The sweep runs `gatys` with falling α and one β. The comparison measures `adain`, and `gatys` after different numbers of
-    steps at the default α and β, by the losses of the same network, and the model time of an image.
+    steps at the default α and β, by the losses of the same network, and the model time of an image. Ripples are compared
+    where the content images are flat.
     """
     for key in ("method", "strength", "size"):
         if key in config.params:
@@ -67,6 +70,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 
     with run_pipeline(config, {}, str(config.input)) as (output, record):
         curves, slow = read_newest_rows(output, ["losses"]), model_seconds_per_image(record)
+        optimised = read_outputs(output)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
     stylist = require_type(stylist, StyleTransfer)
     compared: list[TableRow] = []
@@ -79,6 +83,9 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
             {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
         )
         columns.append([Tile(limit_side(images[name], 256), "adain") for name in shown])
+    photos = {name: limit_side(picture.rgb, GATYS_SIDE) for name, picture in contents.items()}
+    painted = {f"gatys, {params.steps} steps": optimised} | ({"adain": images} if net.decoder is not None else {})
+    ripples = compare_ripples(photos, painted, [limit_side(rgb, STYLE_SIDE) for rgb in style_images])
     for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
         loss = mean([loss_after(row["losses"], steps, params.steps) for row in curves.values()])
         compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
@@ -93,8 +100,12 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         headline = f"one pass: loss {compared[0]['loss']:.3f}, like {median} steps of gatys"
     return Evaluation(
         len(contents),
-        {"gatys with falling weight of the content": sweep, "one pass and optimisation": compared},
-        [Measured(config.weights, headline, [*sweep, *compared])],
+        {
+            "gatys with falling weight of the content": sweep,
+            "one pass and optimisation": compared,
+            "share of the gradient that repeats every 8 pixels, where the contents are flat": ripples,
+        },
+        [Measured(config.weights, headline, [*sweep, *compared, *ripples])],
         draw_contact_sheet(
             [
                 "content",
@@ -105,6 +116,33 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         ),
         notes,
     )
+
+
+def compare_ripples(
+    photos: dict[str, np.ndarray], painted: dict[str, dict[str, np.ndarray]], style_images: list[np.ndarray]
+) -> list[TableRow]:
+    """Return the share of ripples in painted images, where the photos are flat, and in the whole style images.
+
+    Args:
+        photos: content images (H,W,3) uint8, by name.
+        painted: for each method, the output of each content image. The ripples of the first method are the unit.
+        style_images: images (H,W,3) uint8.
+    """
+    flat = {name: find_flat_blocks(rgb) for name, rgb in photos.items()}
+    table: list[TableRow] = []
+    for method, images in {**painted, "the contents": photos}.items():
+        share = ripple_share([gradient_energy(images[name], corners) for name, corners in flat.items()])
+        line: TableRow = {"picture": method, "ripples %": share}
+        unit = table[0]["ripples %"] if table else share
+        table.append({**line, "times gatys": share / unit if share is not None and unit else None})
+    style = ripple_share([gradient_energy(rgb, all_blocks(rgb)) for rgb in style_images])
+    return [*table, {"picture": "the style, everywhere", "ripples %": style}]
+
+
+def ripple_share(energies: list[tuple[float, float]]) -> float | None:
+    """Return the share of ripples in percent, as the mean of images with a gradient in these blocks; None without any."""
+    shares = [100 * repeated / total for repeated, total in energies if total]
+    return mean(shares) if shares else None
 
 
 def model_seconds_per_image(record: dict[str, object]) -> float:

@@ -7,6 +7,7 @@ x_hat ─ conv … ─ (+) ─ up ─ conv ─ (+) ─ up ─ conv
 
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class Perceptual(Autoencoder):
         decoder: whether the network has a decoder.
         mean: mean of each colour, for the normalisation of images.
         std: standard deviation of each colour, for the normalisation of images.
+        upsampling: how the decoder enlarges features. It turns the steps of "nearest" into ripples (docs/training-log.md).
+        transform: what one pass gives the code: mean and deviation of each channel ("moments", AdaIN), or the mean and the
+            covariance of all channels, after the texture of the style was added to flat regions ("covariance").
     """
 
     def __init__(
@@ -48,13 +52,18 @@ class Perceptual(Autoencoder):
         decoder: bool = True,
         mean: Sequence[float] = (0.45, 0.45, 0.45),
         std: Sequence[float] = (0.25, 0.25, 0.25),
+        upsampling: Literal["nearest", "bilinear"] = "nearest",
+        transform: Literal["moments", "covariance"] = "moments",
     ) -> None:
         super().__init__()
         if len(widths) != len(convs) or not all(widths) or not all(convs):
             raise ValueError(f"widths={list(widths)}, convs={list(convs)}: give one number above 0 of each for every block")
         self.stride = 2 ** (len(widths) - 1)
+        self.upsampling, self.transform = upsampling, transform
         # A convolution reaches one pixel of its level, in encoder and decoder; pooling aligns to the stride.
         reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + 1 + self.stride
+        # Bilinear upsampling reaches one pixel of the coarser level.
+        reach += 2 * (self.stride - 1) if upsampling == "bilinear" else 0
         self.halo = -(-reach // self.stride) * self.stride
         self.convs = tuple(convs)
         inputs = (3, *widths)
@@ -109,10 +118,16 @@ class Perceptual(Autoencoder):
         z = y[-1]
         for level in reversed(range(len(decoder))):
             if level < len(skips):
-                z = nn.functional.interpolate(z, scale_factor=2, mode="nearest")
+                z = self.enlarge(z)
                 z = z + skips[level](y[level]) if len(y) > 1 else z
             z = decoder[level](z)
         return z.float() * self.std + self.mean
+
+    def enlarge(self, z: Tensor) -> Tensor:
+        """Double the height and width of features."""
+        if self.upsampling == "nearest":
+            return nn.functional.interpolate(z, scale_factor=2, mode="nearest")
+        return nn.functional.interpolate(z, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def decoder_levels(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:

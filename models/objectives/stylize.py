@@ -13,10 +13,10 @@ from imagemill.models.colour import luma_uint8, replace_chroma, rgb_to_chroma
 from imagemill.models.errors import CheckpointError
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import Objective, TaskObjective
+from imagemill.models.objectives.perceive import jitter_colours
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import limit_side
-from imagemill.models.style_statistics import moments
-from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, transfer_style
+from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, restyle, transfer_style
 from imagemill.models.tasks.stylize import GATYS_SIDE, METHOD_PARAMS, StylizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
@@ -25,9 +25,12 @@ STYLE_SIDE = 512
 """Style images are reduced to this long side, which determines the size of the strokes."""
 GATYS_PIXELS = {"cpu": 600_000, "cuda": 16_000_000}
 """Pixels that are optimised together; each takes about 1 kB for the features of the bundled network, 5 kB for VGG-19."""
-IDENTITY_SHARE = 0.25
-"""Share of training crops whose style is the crop itself."""
-DEFAULTS = {key: StylizeParams.model_fields[key].default for key in METHOD_PARAMS["gatys"]}
+IDENTITY_SHARE = 0.2
+"""Share of training crops that pass without a style."""
+CONTENT_WEIGHT, STYLE_WEIGHT = 1.0, 10.0
+"""α and β of the training. At equal weights, one pass keeps most of the photo's colours and texture."""
+IDENTITY_WEIGHT = 100.0
+"""Weight of the squared error of crops that pass without a style."""
 
 
 class Stylize(Objective, TaskObjective):
@@ -42,19 +45,32 @@ class Stylize(Objective, TaskObjective):
         model.encoder.requires_grad_(False)
 
     def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Compute the loss of `gatys` for one pass over each crop in the style of another crop; mean of the logarithm."""
+        """Compute the loss of one pass over each crop in the style of another crop; mean of the logarithm.
+
+        The crops lend each other their style in other colours, so that few paintings teach many palettes. A share of the
+        crops passes without a style and must come back unchanged, as with strength 0.
+        """
         model = require_type(model, Perceptual)
         identical = int(len(x_BCHW) * IDENTITY_SHARE)
-        style = torch.cat([x_BCHW[:identical], x_BCHW.roll(1, 0)[identical:]])
+        style = torch.cat([x_BCHW[:identical], jitter_colours(x_BCHW.roll(1, 0)[identical:], generator)])
         transfer = default_transfer(model, style)
+        strength_B111 = (torch.arange(len(x_BCHW)) >= identical).float().view(-1, 1, 1, 1)
+        seeds = torch.randint(2**31, (len(x_BCHW),), generator=generator).tolist()
         with torch.no_grad():
-            features = model.features(x_BCHW, {transfer.content_layer, *model.first_layers})
-            y = [features[name] for name in model.first_layers]
-            restyled = transfer.restyle(y, [moments(layer) for layer in y], 1.0)
-        content_B, style_B = transfer.losses(transfer.decode(restyled), features[transfer.content_layer])
+            content = model.features(x_BCHW, {transfer.content_layer})[transfer.content_layer]
+            y = model.encode(transfer.prepare(x_BCHW, seeds, strength_B111))
+            restyled = restyle(y, transfer.build_transforms(y), strength_B111)
+        x_hat = transfer.decode(restyled)
+        content_B, style_B = transfer.losses(x_hat, content)
+        error_B = (x_hat[:identical] - x_BCHW[:identical]).square().mean((1, 2, 3))
         # The losses of very different pairs are a thousand times larger and would dominate a plain mean.
-        total = (DEFAULTS["alpha"] * content_B + DEFAULTS["beta"] * style_B).log1p().mean()
-        return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
+        total_B = CONTENT_WEIGHT * content_B + STYLE_WEIGHT * style_B
+        total_B = total_B + torch.cat([IDENTITY_WEIGHT * error_B, torch.zeros(len(x_BCHW) - identical)])
+        return {
+            "loss": total_B.log1p().mean(),
+            "content_loss": content_B.detach().mean(),
+            "style_loss": style_B.detach().median(),
+        }
 
     def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure the loss of each half in the style of the other half turned over, and the PSNR of a reconstruction."""
@@ -106,7 +122,7 @@ class Stylize(Objective, TaskObjective):
             if params.method == "adain":
                 columns: list[dict[str, Any]] = [{} for _ in images]
                 with torch.inference_mode():
-                    restyled = precision.run(transfer_style, model, x, params.strength)
+                    restyled = precision.run(transfer_style, model, x, [samples[n].seed for n in indices], params.strength)
             else:
                 options = params.model_dump(include=set(METHOD_PARAMS["gatys"]))
                 options["report_progress"] = samples[indices[0]].report_progress

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.parts import check_readable, read_parts
 from imagemill.pipeline.output.run_history import read_run_config, read_run_records
-from imagemill.pipeline.schema import parquet_bytes
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.storage import Store
 
 FOLDER = "runs/departed"

@@ -11,7 +11,8 @@ import time
 import pyarrow as pa
 
 from imagemill.pipeline.output.parts import NOTES_FOLDER, read_replacement_notes
-from imagemill.pipeline.schema import parquet_bytes, part_name
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import part_name
 from imagemill.pipeline.storage import Store
 
 GRACE_SECONDS = 3600.0

@@ -8,9 +8,10 @@ import numpy as np
 
 from imagemill.pipeline.output.latent_symbols import read_latent
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
+from imagemill.pipeline.parquet_part import LATENT_ROWS
 from imagemill.pipeline.reports.charts import Projection, project_latents, summarize_latent
 from imagemill.pipeline.reports.run_rows import RowPosition, RunRows, read_part_rows
-from imagemill.pipeline.schema import LATENT_ROWS, LatentError
+from imagemill.pipeline.schema import LatentError
 from imagemill.pipeline.storage import Store
 
 RANDOM_IMAGES, IMAGES_BY_QUALITY = 8, 4

@@ -24,7 +24,8 @@ import typer
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
-from imagemill.pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import LATENT_ZERO_POINT, result_schema
 from imagemill.pipeline.storage import Store
 
 

@@ -18,8 +18,9 @@ import pyarrow as pa
 import typer
 
 from imagemill.pipeline.output.committed_rows import read_newest_rows
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.plan import make_plan
-from imagemill.pipeline.schema import image_id, parquet_bytes
+from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
 from imagemill.pipeline.storage import Store
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 from PIL import Image
 
 from imagemill.models.tasks import TASKS
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.reports.report import rewrite_report
-from imagemill.pipeline.schema import parquet_bytes, part_name, result_schema
+from imagemill.pipeline.schema import part_name, result_schema
 from imagemill.pipeline.storage import Store
 
 RUN = "20260301T010000Z-abcdef"

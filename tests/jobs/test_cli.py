@@ -14,7 +14,8 @@ import yaml
 
 from imagemill.models import checkpoint
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 

@@ -12,7 +12,8 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.output.snapshot import read_snapshot
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 

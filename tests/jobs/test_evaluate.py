@@ -160,11 +160,12 @@ def test_evaluate_stylize_against_optimisation(photos, tmp_path):
     params = {"style": [str(tmp_path / "style.png")], "steps": 2}
     folder = untrained(tmp_path, "stylize")
     evaluation = evaluate(EvaluateConfig(task="stylize", input=str(photos), checkpoint=folder, at=[3], params=params))
-    sweep, comparison = evaluation.tables.values()
+    sweep, comparison, ripples = evaluation.tables.values()
     assert [line["alpha / beta"] for line in sweep] == [3]
     assert [line["method"] for line in comparison] == ["adain", "gatys, 0 steps", "gatys, 2 steps"]
     assert comparison[2]["loss"] < comparison[1]["loss"]
     assert comparison[0]["times faster"] > 0
+    assert [line["picture"] for line in ripples] == ["gatys, 2 steps", "adain", "the contents", "the style, everywhere"]
     assert decode_image(evaluation.picture).rgb.shape[0] > 256
 
 

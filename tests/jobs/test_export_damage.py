@@ -13,7 +13,8 @@ from imagemill.jobs.export import export, show_export
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.output.parts import list_parts
-from imagemill.pipeline.schema import parquet_bytes, part_name
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import part_name
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import COUNT, compressed
 

@@ -10,7 +10,7 @@ from matplotlib.tri import Triangulation
 from imagemill.jobs.evaluations.compress import bd_rate_percent, build_bd_table, psnr_at_rate
 from imagemill.jobs.evaluations.digits import PCA, decode_flat, measure_ripple
 from imagemill.jobs.evaluations.inpaint import interpolate
-from imagemill.jobs.evaluations.stylize import loss_after
+from imagemill.jobs.evaluations.stylize import compare_ripples, loss_after
 from imagemill.jobs.evaluations.upscale import luma_psnr_db
 from imagemill.models.architectures import ARCHITECTURES
 
@@ -49,6 +49,22 @@ def test_loss_after_takes_the_best_loss_so_far():
     curve = [9, 5, 7, 4, 3.9]
     assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
     assert loss_after(curve, 2, 2) == 3.9
+
+
+def test_ripples_are_compared_where_photos_are_flat():
+    rng = np.random.default_rng(0)
+    photo = np.full((64, 128, 3), 128, np.uint8)
+    photo[:, 72:] = rng.integers(0, 256, (64, 56, 3))
+    wave = (128 + 40 * np.cos(2 * np.pi * np.arange(128) / 8)).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    noise = rng.integers(0, 256, (64, 128, 3), np.uint8)
+    painted = {"gatys": {"a": noise, "b": noise}, "adain": {"a": np.where(photo == 128, wave, noise), "b": noise}}
+    gatys, adain, contents, style = compare_ripples({"a": photo, "b": noise}, painted, [wave])
+    assert gatys["ripples %"] == pytest.approx(100 / 16, rel=0.15)
+    assert gatys["times gatys"] == 1
+    assert adain["ripples %"] > 95
+    assert adain["times gatys"] == pytest.approx(adain["ripples %"] / gatys["ripples %"])
+    assert contents["ripples %"] is None
+    assert style["ripples %"] > 95
 
 
 def test_bd_table_lists_the_better_jpeg_first():

@@ -13,8 +13,9 @@ import pytest
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Deadline, Interrupted, TooManyRejects
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.run import run
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.schema import image_id, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 
 IMAGEMILL = [sys.executable, "-m", "imagemill"]

@@ -20,8 +20,8 @@ from imagemill.jobs.map import write_map
 from imagemill.jobs.search import show_search
 from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
 from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first, load_collection
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.reports.image_map import draw_sample
-from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
-from imagemill.models.entropy import PASSES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fitting import fit_entropy_model
+from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
+from imagemill.models.entropy_fitting import fit_entropy_model, quantise_counts
 from tests.support.entropy_tables import photo_like, tables
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
@@ -114,7 +114,7 @@ def test_decode_refuses_another_channel_count() -> None:
         tables(6, 3).decode(b"\0" * 8, (5, 2, 2))
 
 
-@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
+@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables", "levels"])
 def test_entropy_model_refuses_invalid_tables(name: str) -> None:
     state = dict(tables(2, 0).state_dict())
     for bad_table in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
@@ -156,15 +156,43 @@ def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
     assert child_digests == digests
 
 
-def test_payload_format_is_stable() -> None:
+@pytest.mark.parametrize(
+    ("levels", "payload"),
+    [(0, "3de1f6fc3d40cb67a6dafbfc5b36c60679b23946"), (3, "eb54ecfc14a5d96085886e89ce76958b6099f1bb")],
+    ids=["older", "levels"],
+)
+def test_payload_format_is_stable(levels: int, payload: str) -> None:
     """A coder that differs from constriction 0.5 would make all archives unreadable."""
-    state = {name: value.numpy().ravel() for name, value in tables(2, 0).state_dict().items()}
-    shapes = {name: value.shape for name, value in tables(2, 0).state_dict().items()}
+    state = {name: value.numpy() for name, value in tables(2, 0, levels=levels).state_dict().items()}
     ramp = {name: (np.arange(v.size) * 37 % 113 - 20).astype(v.dtype) for name, v in state.items()}
     ramp["sizes"], ramp["edges"] = np.arange(129, dtype=np.int16), np.array([-500, 0, 500, 4000], np.int32)
-    rows = 1 + np.arange(80 * 41).reshape(80, 41) * 31 % 101
+    if levels:
+        ramp["levels"] = np.array([0, 3] * 5, np.int16)
+    count = len(state["tables"])
+    rows = 1 + np.arange(count * 41).reshape(count, 41) * 31 % 101
     rows[:, REACH] += entropy.TOTAL - rows.sum(1)
     ramp["tables"] = rows.astype(np.int32).ravel()
-    model = EntropyModel(**{name: torch.from_numpy(ramp[name].reshape(shapes[name])) for name in state})
+    model = EntropyModel(**{name: torch.from_numpy(ramp[name].reshape(state[name].shape)) for name in state})
     symbols = (np.arange(2 * 6 * 5) * 7 % 11 * (np.arange(60) % 9 == 0) - 3 * (np.arange(60) == 17)).reshape(2, 6, 5)
-    assert model.encode(symbols.astype(np.int8)).hex() == "3de1f6fc3d40cb67a6dafbfc5b36c60679b23946"
+    assert model.encode(symbols.astype(np.int8)).hex() == payload
+    np.testing.assert_array_equal(model.decode(bytes.fromhex(payload), symbols.shape), symbols)
+
+
+def test_tables_depend_on_the_largest_neighbour() -> None:
+    """With weights of 0, only the largest neighbour tells where the symbols are not 0."""
+    state = dict(tables(1, 0, levels=2).state_dict())
+    state |= {name: torch.zeros_like(state[name]) for name in ("weights", "bias", "levels")}
+    state["sizes"] = torch.arange(129, dtype=torch.int16)
+    flat, peaked = np.ones(41), np.where(np.arange(41) == REACH, 1e6, 1)
+    symbols = np.zeros((1, 32, 32), np.int8)
+    symbols[0, 8:20, 8:20] = np.random.default_rng(0).integers(5, 15, (12, 12))
+
+    def payload_size(*of_levels: np.ndarray) -> int:
+        rows = quantise_counts(np.repeat(np.stack(of_levels), 2 * PHASES, 0))
+        model = EntropyModel(**state | {"tables": torch.from_numpy(np.tile(rows, (len(state["edges"]) + 1, 1)))})
+        payload = model.encode(symbols)
+        np.testing.assert_array_equal(model.decode(payload, symbols.shape), symbols)
+        return len(payload)
+
+    assert payload_size(peaked, flat) < 0.7 * min(payload_size(flat, flat), payload_size(peaked, peaked))
+    assert payload_size(flat, peaked) > payload_size(flat, flat)

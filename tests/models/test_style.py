@@ -21,22 +21,39 @@ from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.objectives.perceive import contrastive_loss
 from imagemill.models.precision import Precision
 from imagemill.models.style_statistics import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.style_texture import add_texture, blur, make_periodic, measure_texture, repeat
 from imagemill.models.style_transfer import StyleTransfer, transfer_style
+from imagemill.models.style_transport import build_transport, covariance, symmetric_power
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 
 TASK = TASK_OBJECTIVES["stylize"]
 SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}
+COVARIANCE = SMALL | {"upsampling": "bilinear", "transform": "covariance"}
 
 
-@pytest.fixture(scope="module")
-def net() -> Perceptual:
+def build_net(parameters: dict) -> Perceptual:
     torch.manual_seed(3)
-    net = Perceptual(**SMALL).eval().requires_grad_(False)
+    net = Perceptual(**parameters).eval().requires_grad_(False)
     # Skip connections start at zero, so without this change their effect would not be tested.
     for skip in net.skips:
         torch.nn.init.normal_(skip.weight, std=0.3)
     return net
+
+
+@pytest.fixture(scope="module")
+def net() -> Perceptual:
+    return build_net(SMALL)
+
+
+@pytest.fixture(scope="module", params=[SMALL, COVARIANCE], ids=["moments", "covariance"])
+def any_net(request) -> Perceptual:
+    return build_net(request.param)
+
+
+@pytest.fixture(scope="module")
+def covariance_net() -> Perceptual:
+    return build_net(COVARIANCE)
 
 
 def photo(name: str, h: int, w: int) -> np.ndarray:
@@ -154,30 +171,93 @@ def test_gatys_depends_on_the_ratio_of_weights(net, cat, coffee, optimizer):
     assert np.array(small.columns["losses"]) == pytest.approx(np.array(large.columns["losses"]) * 2**-30)
 
 
-def test_strength_interpolates_to_the_full_style(net, cat, coffee):
-    x = to_float_batch([cat], net.stride, "cpu")
-    prepared_net, _ = stylist(net, coffee)
-    plain, full = net(x), prepared_net(x)
-    assert torch.equal(transfer_style(prepared_net, x, 0.0), plain)
-    torch.testing.assert_close(transfer_style(prepared_net, x, 1.0), full)
+def test_strength_interpolates_to_the_full_style(any_net, cat, coffee):
+    x = to_float_batch([cat], any_net.stride, "cpu")
+    prepared_net, _ = stylist(any_net, coffee)
+    plain, full = any_net(x), prepared_net(x)
+    assert torch.equal(transfer_style(prepared_net, x, [0], 0.0), plain)
+    torch.testing.assert_close(transfer_style(prepared_net, x, [0], 1.0), full)
     assert not torch.allclose(plain, full, atol=0.01)
 
 
-def test_tiles_use_statistics_of_the_whole_image(net, coffee, monkeypatch):
-    large = photo("astronaut.png", 200, 264)
-    x = to_float_batch([large], net.stride, "cpu")
-    prepared_net, _ = stylist(net, coffee)
-    monkeypatch.setattr(style_transfer, "STATISTICS_PIXELS", 10_000)
-    full_output = transfer_style(prepared_net, x, 1.0)
+@pytest.mark.parametrize("pixels", [10_000, 1_000_000])
+def test_tiles_use_statistics_of_the_whole_image(any_net, coffee, monkeypatch, pixels):
+    x = to_float_batch([photo("astronaut.png", 200, 264)], any_net.stride, "cpu")
+    prepared_net, _ = stylist(any_net, coffee)
+    monkeypatch.setattr(style_transfer, "STATISTICS_PIXELS", pixels)
+    full_output = transfer_style(prepared_net, x, [5], 1.0)
     monkeypatch.setattr(style_transfer, "TILE", 64)
-    tiles = transfer_style(prepared_net, x, 1.0)
+    tiles = transfer_style(prepared_net, x, [5], 1.0)
     assert (tiles - full_output).abs().max() < 1 / 255
-    part_moments, full_moments = prepared_net.code_moments(x[..., :64]), prepared_net.code_moments(x)
-    assert not torch.allclose(part_moments[0][0], full_moments[0][0], atol=1e-3)
+    part_output = transfer_style(prepared_net, x[..., :64], [5], 1.0)
+    assert (part_output[..., :16] - full_output[..., :16]).abs().max() > 2 / 255
 
 
-def test_styles_are_mixed_by_weights(net, cat, coffee):
-    params = StylizeParams(style=["a", "b"], style_weights=[3, 1])
+def test_transport_has_the_covariance_of_the_style():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.eye(3) + 0.4 * torch.randn(2, 3, 3, generator=generator)
+    content = (mix @ torch.randn(2, 3, 400, generator=generator)).view(2, 3, 20, 20)
+    style_mean, style_covariance = covariance(torch.rand(1, 3, 9, 9, generator=generator) ** 2)
+    root = symmetric_power(style_covariance, 0.5)
+    transport = build_transport(content, style_mean, root)
+    mean, actual = covariance(transport(content))
+    torch.testing.assert_close(mean, style_mean.expand_as(mean), atol=1e-3, rtol=1e-3)
+    # Not exact, because the ridge limits how much faint variations are amplified.
+    assert (actual - style_covariance).norm() < 0.1 * style_covariance.norm()
+    # The map of a style to itself changes nothing.
+    own_mean, own_covariance = covariance(content)
+    same = build_transport(content, own_mean, symmetric_power(own_covariance, 0.5))
+    assert (same(content) - content).norm() < 0.02 * content.norm()
+    # Of two content images, each has its own map.
+    assert not torch.allclose(transport.matrix[0], transport.matrix[1], atol=0.01)
+
+
+def test_flat_regions_get_the_texture_of_the_style(covariance_net, cat, coffee):
+    flat = cat.copy()
+    flat[:, 24:] = 90
+    first, again, other = (restyle(covariance_net, flat, coffee, seed=seed).image[:, 40:].astype(int) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert np.abs(first - other).mean() > 1
+    assert first.std() > 1
+
+
+def test_added_texture_has_the_colours_and_the_detail_of_the_style():
+    generator = torch.Generator().manual_seed(0)
+    style = torch.tensor([0.8, 0.5, 0.2]).view(1, 3, 1, 1) + 0.1 * torch.randn(1, 3, 96, 128, generator=generator)
+    texture = measure_texture([style], [1.0])
+    ramp = torch.linspace(0, 1, 256).expand(2, 3, 256, 256)
+    x = torch.cat([ramp[..., :128], ramp[..., :128] + 0.4 * torch.randn(2, 3, 256, 128, generator=generator)], 3)
+    result = add_texture(x, texture, [(3, 5), (70, 90)], 1.0)
+    assert torch.allclose(result.mean((2, 3)), style.mean((2, 3)).expand(2, 3), atol=0.02)
+    # The smooth half has the energy of the style's detail, and the noisy half nothing of it.
+    detail = (result - blur(result))[..., 20:100]
+    assert detail.std().item() == pytest.approx(0.1, rel=0.15)
+    other_place = add_texture(x, texture, [(40, 5), (70, 90)], 1.0)
+    assert (other_place - result)[0, ..., 20:100].std() > 0.1
+    assert (other_place - result)[0, ..., 160:].abs().max() < 0.02
+    assert torch.equal(other_place[1], result[1])
+    assert torch.equal(add_texture(x, texture, [(3, 5), (70, 90)], 0.0), x)
+
+
+def test_repeated_detail_has_no_seam():
+    rows, columns = np.indices((200, 160))
+    wave = torch.from_numpy(np.sin(rows / 9) + np.cos(columns / 7)).float()[None, None]
+    periodic = repeat(make_periodic(wave), range(400), range(400))
+    assert periodic.shape == (1, 1, 400, 400)
+    steps = [periodic.diff(dim=axis).abs().max() for axis in (2, 3)]
+    assert max(steps) < 2 * max(wave.diff(dim=axis).abs().max() for axis in (2, 3))
+
+
+def test_one_pass_in_a_batch_equals_single_images(any_net, cat, coffee):
+    prepared_net, params = stylist(any_net, coffee)
+    samples = [Sample(cat, seed=5), Sample(cat[::-1].copy(), seed=6)]
+    for sample, output in zip(samples, TASK.predict(prepared_net, samples, params, Precision()), strict=True):
+        single_output = TASK.predict(prepared_net, [sample], params, Precision())[0]
+        assert np.abs(single_output.image.astype(int) - output.image).max() <= 1
+
+
+def test_styles_are_mixed_by_weights(any_net, cat, coffee):
+    net, params = any_net, StylizeParams(style=["a", "b"], style_weights=[3, 1])
     mixed = TASK.prepare(net, params, [cat, coffee], "cpu").target
     one, other = (stylist(net, style)[0].target for style in (cat, coffee))
     for actual, a, b in zip(*(t.layers["relu3_1"] for t in (mixed, one, other)), strict=True):
@@ -291,7 +371,7 @@ def test_contrastive_loss_of_matching_halves_is_low():
 
 @pytest.mark.parametrize(("convs", "frozen"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
 def test_perceive_trains_every_measured_layer(convs, frozen):
-    model = Perceptual(**SMALL | {"convs": convs})
+    model = Perceptual(**COVARIANCE | {"convs": convs})
     OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
     figures["loss"].backward()
@@ -303,12 +383,13 @@ def test_perceive_trains_every_measured_layer(convs, frozen):
     assert not any(model.get_parameter(name).requires_grad for name in unused_names)
 
 
-def test_stylize_trains_only_the_decoder():
-    model = Perceptual(**SMALL)
+@pytest.mark.parametrize("parameters", [SMALL, COVARIANCE])
+def test_stylize_trains_only_the_decoder(parameters):
+    model = build_net(parameters).requires_grad_(True)
     TASK.freeze(model)
-    TASK.loss(model, torch.rand(4, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
-    assert all(parameter.grad is None for parameter in model.encoder.parameters())
-    assert all(parameter.grad.any() for parameter in model.decoder.parameters())
+    TASK.loss(model, torch.rand(5, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
 
 
 @pytest.mark.parametrize("width", [4, 20, 24, 36])

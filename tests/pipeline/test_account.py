@@ -19,8 +19,9 @@ from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.parts import SUPERSEDED, columns_as_lists, list_parts, read_parts
 from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.schema import REFERENCE, parquet_bytes, part_name
+from imagemill.pipeline.schema import REFERENCE, part_name
 from imagemill.pipeline.storage import Store
 from tests.support.rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 

@@ -26,8 +26,9 @@ from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.compact import merge_parts
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.resolve import resolve
-from imagemill.pipeline.schema import FITTING, image_id, parquet_bytes
+from imagemill.pipeline.schema import FITTING, image_id
 from imagemill.pipeline.storage import Store
 from tests.support.float_coders import CONFIGS, CONTRACTS, compress_here, library_latent, write_float_coder
 from tests.support.folders import rows

@@ -18,9 +18,10 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.output.parts import SUPERSEDED, list_parts
 from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.schema import image_id, parquet_bytes
+from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 
 

@@ -19,7 +19,7 @@ from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.parts import list_parts
+from imagemill.pipeline.output.parts import list_parts, read_part
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import build_plan, check_model, resolve
 from imagemill.pipeline.run import run
@@ -165,6 +165,36 @@ def compress_here(source: Store, output: Store) -> None:
         assert Worker(job_here(resolved, lease.fencing_token), LocalChannel()).process_block(plan.todo) == len(plan.todo)
         summary = account(output, plan, [])
     assert (summary.ok, summary.rejected, summary.doubles_dropped) == (len(plan.todo), 0, 0)
+    assert verify(output).problems == []
+
+
+@pytest.mark.parametrize(("rows_per_part", "most"), [(250, 1), (7, 4)])
+def test_run_merges_its_small_parts(tmp_path, crops, rows_per_part, most):
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 16, crops)
+    config = RunConfig(task="compress", input=source.url, output=output.url, rows_per_part=rows_per_part, engine="local")
+    record = run(config)
+    sizes = [len(read_part(output, path, None)) for path in list_parts(output, "results")]
+    assert sum(sizes) == record["ok"] == record["rows"] == 16
+    assert len(sizes) <= most
+    assert max(sizes) <= rows_per_part
+    assert record["parquet_bytes"] == sum(path.stat().st_size for path in (tmp_path / "out/results").iterdir())
+    assert verify(output).problems == []
+    assert run(config)["planned"] == 0
+
+
+def test_failed_merge_leaves_the_parts(tmp_path, crops, monkeypatch, caplog):
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 16, crops)
+
+    def fail(*arguments):
+        raise StorageError("no space")
+
+    monkeypatch.setattr("imagemill.pipeline.output.compact.replace_parts", fail)
+    config = RunConfig(task="compress", input=source.url, output=output.url, engine="local")
+    assert run(config)["ok"] == 16
+    assert "parts of this run were not merged: StorageError: no space" in caplog.text
+    assert len(list_parts(output, "results")) > 1
     assert verify(output).problems == []
 
 

@@ -15,12 +15,12 @@ from hypothesis.extra import numpy as hnp
 from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.pipeline.output.latent_symbols import iterate_latent_rows, read_latent
 from imagemill.pipeline.output.run_history import RUN_ID
+from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.schema import (
     LatentError,
     image_id,
     new_run_id,
     pack_latent,
-    parquet_bytes,
     part_name,
     reject_schema,
     result_schema,
@@ -241,6 +241,21 @@ def test_part_may_have_no_latents_or_no_rows() -> None:
     )
     for table in (plain_table, plain_table.slice(0, 0), table_of([])):
         assert pq.read_table(io.BytesIO(parquet_bytes(table, 3))).equals(table)
+
+
+def test_part_needs_few_bytes_besides_its_rows() -> None:
+    table = table_of(list(range(50)))
+    data = parquet_bytes(table, 9)
+    assert len(data) / len(table) < 300
+    assert pq.read_schema(io.BytesIO(data)).equals(table.schema)
+
+
+@pytest.mark.parametrize(("values", "groups"), [(1, 1), (4_000_000, 2), (10_000_000, 3)])
+def test_row_groups_bound_the_values(monkeypatch: pytest.MonkeyPatch, values: int, groups: int) -> None:
+    monkeypatch.setattr("imagemill.pipeline.parquet_part.GROUP_VALUES", 9_000)
+    lists = pa.array([np.zeros(values // 1000, np.uint8)] * 3, pa.list_(pa.uint8()))
+    data = parquet_bytes(pa.table({"latent": lists}), 1)
+    assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == groups
 
 
 def test_row_holds_a_result_or_a_reject() -> None:

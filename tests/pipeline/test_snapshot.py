@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.parts import SUPERSEDED
 from imagemill.pipeline.output.snapshot import newest_row_indexes, read_snapshot
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, result_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, part_name, result_schema
 from imagemill.pipeline.storage import Store
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)

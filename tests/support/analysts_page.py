@@ -22,7 +22,8 @@ import pyarrow as pa
 from PIL import Image
 
 from imagemill.jobs.process import call_app
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 from tests.support.reading_tools import PAGE

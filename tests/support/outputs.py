@@ -21,7 +21,8 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model, store_checkpoint
-from imagemill.pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, pack_latent, part_name, result_schema, version_of
 from imagemill.pipeline.storage import Store
 
 COMPRESS = TASKS["compress"]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import image_id, part_name, reject_schema, result_schema, version_of
 from imagemill.pipeline.storage import Store
 
 SHA, PARAMS = "c" * 64, {"step": 32.0}

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from imagemill.pipeline.output.parts import KEYS, columns_as_lists, list_parts, read_parts
-from imagemill.pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.schema import pack_latent, part_name, reject_schema, result_schema
 from imagemill.pipeline.storage import Store
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
