@@ -16,7 +16,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
     Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero. Dictionaries take a page more
     for each column, and zstd alone makes columns with few values as small. Only image_id has statistics: in small parts,
     statistics of other columns would take more space than they save. Arrow's own copy of the schema is left out, because
-    Parquet's schema gives the same types and the copy takes 3 kB.
+    Parquet's schema gives the same types and the copy takes 3 kB. A table with metadata needs the copy.
 
     Args:
         table: rows.
@@ -36,7 +36,8 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         write_page_checksum=True,
         data_page_size=64 * 1024,
         row_group_size=group_rows([table[name] for name in lists]),
-        store_schema=False,
+        # pyarrow writes the metadata of the schema only together with the copy of the schema.
+        store_schema=bool(table.schema.metadata),
     )
     data: bytes = out.getvalue().to_pybytes()
     return data

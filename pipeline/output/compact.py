@@ -54,8 +54,8 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
 def merge_new_parts(output: Store, before: set[str], max_rows: int, level: int, check: Callable[[], None]) -> int:
     """Merge small parts of `results/` that a run wrote, when its workers have ended. A failure is only logged.
 
-    A run over few images has a part for each of its blocks, and the footer and page headers of such a part take up to half as
-    many bytes as its latents.
+    A run over few images has a part for each of its blocks, and the footer and page headers of such a part take up to half
+    as many bytes as its latents.
 
     Args:
         output: the OUTPUT.

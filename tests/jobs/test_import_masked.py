@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from imagemill.jobs.evaluations import inpaint
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_uint8_images
 from imagemill.models.routes.spandrel_route import load_descriptor
@@ -131,3 +133,16 @@ def test_wrong_networks_are_refused_before_a_run(imagemill: Command, scans: Path
     assert code == 2
     assert "params.missing='red'" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_leaves_out_lost_planes(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with masks fills whole pixels, so it is measured with the other kinds of damage."""
+    for mask in scans.glob("*.mask.png"):
+        mask.unlink()
+    masked = write_network(tmp_path / "lama", spandrel_card(lama(), "LaMa", "inpaint", mask=True))
+    damages = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
+    monkeypatch.setattr(inpaint, "DAMAGES", damages)
+    result = inpaint.evaluate_inpaint(EvaluateConfig(task="inpaint", input=str(scans), checkpoint=masked))
+    [lines] = result.tables.values()
+    assert [line["damage"] for line in lines] == ["16-px blocks 15 %"]
+    assert 0 < lines[0]["ours in holes dB"] < 40

@@ -65,7 +65,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]
 
 def runs(output: Path) -> list[Path]:
     # The ids of two runs in one second have no order.
-    folders = [path for path in (output / "runs").iterdir() if path.name != "lease"]
+    folders = [path for path in (output / "runs").iterdir() if path.name not in ("lease", "replaced")]
     return sorted(folders, key=lambda path: json.loads((path / "run.json").read_text())["fence"])
 
 
