@@ -86,7 +86,7 @@ def add_texture(
     recolour = build_transport(limit_pixels(x_BCHW, COLOUR_PIXELS, 1), texture.mean, texture.root)
     weights = recolour.matrix.transpose(1, 2) @ x_BCHW.new_tensor(LUMA).view(1, 3, 1)
     missing = 1 - local_variance(luma(x_BCHW, weights.unsqueeze(3))) / texture.variance.clamp_min(1e-6)
-    # The square keeps detail out of regions with some structure of their own, such as faces.
+    # The square keeps detail out of regions that are only partly smooth, such as faces.
     gain = interpolate(missing.clamp(0, 1).square(), scale_factor=BLOCK, mode="bilinear", align_corners=False)
     out = torch.empty_like(x_BCHW)
     for top in range(0, height, ROWS):
