@@ -18,6 +18,11 @@ def rgb_to_luma(x_B3HW: Tensor) -> Tensor:
     return (x_B3HW * x_B3HW.new_tensor(YCBCR[0]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def rgb_to_chroma_planes(x_B3HW: Tensor) -> Tensor:
+    """Convert RGB (B,3,H,W) in [0,1] to Cb and Cr (B,2,H,W) in [-0.5,0.5]."""
+    return torch.einsum("bchw,dc->bdhw", x_B3HW, x_B3HW.new_tensor(YCBCR[1:]))
+
+
 def luma_chroma_to_rgb(luma_B1HW: Tensor, chroma_B2HW: Tensor) -> Tensor:
     """Convert luma (B,1,H,W) and chroma (B,2,H,W) to RGB (B,3,H,W), not clipped."""
     return luma_B1HW + torch.cat(chroma_offsets(*chroma_B2HW.split(1, 1)), 1)

@@ -51,6 +51,13 @@ class TrainConfig(Strict):
     )
     batch_size: int = Field(16, ge=1, description="Train on this many crops per worker and step.")
     learning_rate: float = Field(1e-3, gt=0, description="Set the highest learning rate.")
+    encoder_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Multiply the learning rate of the layers in `encoder` by this factor. Choose 0.1 if `init` gives an "
+        "encoder that has learned much more than the other layers.",
+    )
     warmup_steps: int = Field(200, ge=0, description="Raise the learning rate linearly over this many steps.")
     weight_decay: float = Field(1e-4, ge=0, description="Set the weight decay of AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="Clip gradients to this norm.")

@@ -48,14 +48,14 @@ class Step:
         Args:
             x_BCHW: crops (B,3,crop,crop) uint8 on the model's device.
             generator: source of random damage, on the same device.
-            learning_rate: of this step.
+            learning_rate: of this step, which the `rate` of a group of parameters multiplies.
 
         Returns:
             The figures of the objective, and `gradient_norm`, which is not finite if the training diverges; on the device.
         """
         state = self.state
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         x = x_BCHW.float().div_(255).contiguous(memory_format=torch.channels_last)
         # Objectives create random damage on the device of the images.
         with x.device, self.precision.autocast():

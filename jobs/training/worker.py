@@ -123,7 +123,7 @@ class TrainWorker:
             kwargs = {"broadcast_buffers": False}
             loss_of = ray.train.torch.prepare_model(loss_of, parallel_strategy_kwargs=kwargs)
         self.augment = partial(augment_batch, build_augmentation(self.config.augment))
-        self.state = State.begin(model, self.config.ema_decay, self.config.weight_decay)
+        self.state = State.begin(model, self.config.ema_decay, self.config.weight_decay, self.config.encoder_rate)
         self.step = Step(loss_of, self.state, Precision(self.device.type, dtype), self.config.clip_norm)
         self.resume()
         self.began, self.resumed_at, self.done_before = time.monotonic(), self.state.epoch, self.share()

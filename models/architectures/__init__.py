@@ -5,6 +5,7 @@ from imagemill.models.architectures.codec import Codec
 from imagemill.models.architectures.conv import Conv
 from imagemill.models.architectures.edsr import EDSR
 from imagemill.models.architectures.masked import MaskedUNet
+from imagemill.models.architectures.palette import PaletteNet
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.architectures.unet import UNet
 from imagemill.models.autoencoder import Autoencoder
@@ -15,6 +16,7 @@ ARCHITECTURES: dict[str, type[Autoencoder]] = {
     "conv": Conv,
     "edsr": EDSR,
     "masked": MaskedUNet,
+    "palette": PaletteNet,
     "perceptual": Perceptual,
     "unet": UNet,
 }

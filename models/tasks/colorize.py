@@ -13,7 +13,7 @@ class ColorizeParams(Params):
         ge=0,
         le=4,
         description="Multiply the predicted chroma by this factor. Predictions average over all plausible colours, so they "
-        "are pale.",
+        "are paler than photos.",
     )
 
 

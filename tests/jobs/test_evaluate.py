@@ -9,6 +9,7 @@ from PIL import Image
 
 from imagemill.jobs.evaluate import build_card_entry, build_record, evaluate, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
+from imagemill.jobs.evaluations.colorize import compare_hues
 from imagemill.jobs.evaluations.denoise import draw_noise
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
@@ -127,7 +128,18 @@ def test_evaluate_colorize_against_gray(photos, tmp_path):
     # The untrained network adds no colour.
     assert line["gain dB"] == pytest.approx(0, abs=0.1)
     assert line["colourfulness"] < line["of the originals"]
+    assert line["right hue %"] == line["wrong hue %"] == 0
     assert evaluation.images == 2
+
+
+def test_compare_hues_counts_clearly_coloured_pixels():
+    colours = [(200, 100, 100), (100, 200, 100), (120, 118, 118), (200, 100, 100)]
+    original = np.array([colours], np.uint8)
+    # Red stays red, green becomes red, gray becomes red, and red fades to gray.
+    output = np.array([[(190, 110, 105), (200, 100, 100), (200, 100, 100), (150, 149, 149)]], np.uint8)
+    figures = compare_hues([original], [output])
+    assert figures["right hue %"] == figures["wrong hue %"] == pytest.approx(100 / 3)
+    assert figures["wrong of coloured %"] == pytest.approx(50)
 
 
 def test_evaluate_upscale_against_bicubic(photos, tmp_path):

@@ -194,7 +194,7 @@ def test_train_refuses_architectures_of_other_tasks(task, tiny):
 @pytest.mark.parametrize("task", TRAINED)
 def test_validation_shows_nan_weights(task, tiny):
     model = build_trainable_model(tiny(task)).eval()
-    clean = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    clean = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for sound in (True, False):
         with torch.inference_mode():
             figures = OBJECTIVES[task].validate(model, clean, torch.Generator().manual_seed(0))

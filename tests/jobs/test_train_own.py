@@ -140,7 +140,7 @@ def permission(config: TrainConfig) -> AbstractContextManager[None]:
         (
             "colorize",
             "Denoiser",
-            "the class lacks the base class imagemill.models.architectures.chroma.ChromaUNet",
+            "the class lacks the base class imagemill.models.architectures.chroma.ChromaNetwork",
         ),
         (
             "compress",

@@ -3,7 +3,7 @@
 TRUNK = {"widths": [8, 8], "blocks": 1}
 PERCEPTUAL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
 TINY = {
-    "colorize": ("chroma", TRUNK),
+    "colorize": ("palette", {"widths": [8, 8, 8]}),
     "compress": ("codec", {"chroma": 1, "code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
     "denoise": ("unet", TRUNK),
     "inpaint": ("masked", TRUNK),
