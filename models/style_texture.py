@@ -86,7 +86,8 @@ def add_texture(
     recolour = build_transport(limit_pixels(x_BCHW, COLOUR_PIXELS, 1), texture.mean, texture.root)
     weights = recolour.matrix.transpose(1, 2) @ x_BCHW.new_tensor(LUMA).view(1, 3, 1)
     missing = 1 - local_variance(luma(x_BCHW, weights.unsqueeze(3))) / texture.variance.clamp_min(1e-6)
-    gain = interpolate(missing.clamp(0, 1).sqrt(), scale_factor=BLOCK, mode="bilinear", align_corners=False)
+    # The square keeps detail out of regions that are only partly smooth, such as faces.
+    gain = interpolate(missing.clamp(0, 1).square(), scale_factor=BLOCK, mode="bilinear", align_corners=False)
     out = torch.empty_like(x_BCHW)
     for top in range(0, height, ROWS):
         rows = slice(top, min(top + ROWS, height))
@@ -107,23 +108,21 @@ def luma(x_BCHW: Tensor, weights_B311: Tensor) -> Tensor:
 
 
 def local_variance(luma_B1HW: Tensor) -> Tensor:
-    """Return the variance of luma around each block of BLOCK×BLOCK pixels, (B,1,⌈H/BLOCK⌉,⌈W/BLOCK⌉)."""
+    """Return the mean variance of luma around each block of BLOCK×BLOCK pixels, (B,1,⌈H/BLOCK⌉,⌈W/BLOCK⌉)."""
     means = avg_pool2d(torch.cat([luma_B1HW, luma_B1HW.square()], 1), BLOCK, ceil_mode=True, count_include_pad=False)
-    mean, square = smooth(means).chunk(2, 1)
-    return smooth(square - mean.square())
+    mean, square = box_filter(means, 3).chunk(2, 1)
+    return box_filter(square - mean.square(), 7)
 
 
-def smooth(x: Tensor) -> Tensor:
-    """Return the mean of 3×3 values around each value of x (B,C,h,w)."""
-    return avg_pool2d(pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+def box_filter(x_BCHW: Tensor, side: int) -> Tensor:
+    """Return the mean of side×side values around each value; `side` is odd."""
+    half = side // 2
+    return avg_pool2d(pad(x_BCHW, (half, half, half, half), mode="replicate"), side, 1)
 
 
 def blur(x_BCHW: Tensor) -> Tensor:
     """Apply the box of DETAIL pixels three times, which is nearly a Gaussian filter."""
-    half = DETAIL // 2
-    for _ in range(3):
-        x_BCHW = avg_pool2d(pad(x_BCHW, (half, half, half, half), mode="replicate"), DETAIL, 1)
-    return x_BCHW
+    return box_filter(box_filter(box_filter(x_BCHW, DETAIL), DETAIL), DETAIL)
 
 
 def make_periodic(detail_BCHW: Tensor) -> Tensor:
