@@ -170,10 +170,12 @@ def restyle(y: Sequence[Tensor], transforms: Sequence[CodeTransform], strength: 
         transforms: of each layer, from `StyleTransfer.build_transforms`.
         strength: 0 keeps the code, 1 transfers the style fully; for all images, or (B,1,1,1).
     """
-    return [
-        torch.lerp(features, transform(features).to(features.dtype), strength)
-        for features, transform in zip(y, transforms, strict=True)
-    ]
+    restyled = []
+    for features, transform in zip(y, transforms, strict=True):
+        # `lerp` needs tensors of one number format.
+        weight = strength.to(features.dtype) if isinstance(strength, Tensor) else strength
+        restyled.append(torch.lerp(features, transform(features).to(features.dtype), weight))
+    return restyled
 
 
 def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, seeds: Sequence[int], strength: float) -> Tensor:

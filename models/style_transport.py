@@ -56,7 +56,8 @@ class Transport:
     def __call__(self, features_Bdhw: Tensor) -> Tensor:
         """Map features (B,d,h,w) to features of the same shape."""
         flat = features_Bdhw.float().flatten(2) - self.mean
-        return (self.matrix @ flat + self.style_mean).view(features_Bdhw.shape)
+        with torch.autocast(flat.device.type, enabled=False):
+            return (self.matrix @ flat + self.style_mean).view(features_Bdhw.shape)
 
 
 def build_transport(features_Bdhw: Tensor, style_mean: Tensor, style_root: Tensor) -> Transport:
