@@ -42,7 +42,9 @@ def test_run_counts_new_and_earlier_images(photos: Path, tmp_path: Path) -> None
 
 
 def test_run_raises_documented_errors(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma' \(did you mean sigma\?\); valid: sigma"):
+    with pytest.raises(
+        imagemill.ConfigError, match=r"unknown key 'params\.sigmma' \(did you mean sigma\?\); valid: ensemble, sigma"
+    ):
         imagemill.run("denoise", input=photos, output=tmp_path / "out", sigmma=25)
     with pytest.raises(imagemill.ConfigError, match=r"task='denoize': unknown\. Valid: colorize"):
         imagemill.plan("denoize", input=photos, output=tmp_path / "out")

@@ -139,7 +139,7 @@ def test_night_checks_all_jobs_before_the_first_run(night):
     invalid_jobs = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
         "job 2: task='denosie': unknown. Valid:": first_job | {"name": "job 2", "task": "denosie"},
-        "job 2: denoise: unknown key 'params.sigam' (did you mean sigma?); valid: sigma": first_job
+        "job 2: denoise: unknown key 'params.sigam' (did you mean sigma?); valid: ensemble, sigma": first_job
         | {"name": "job 2", "params": {"sigam": 25}},
         "job 2: input: missing": {"task": "denoise", "output": "other"},
         "second: output out belongs to another job with the task denoise, not compress": first_job

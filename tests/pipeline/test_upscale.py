@@ -17,7 +17,8 @@ from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.upscale import downscale
 from imagemill.models.precision import Precision
-from imagemill.models.tasks.task import Output, Params, Sample
+from imagemill.models.tasks.image_params import ImageParams
+from imagemill.models.tasks.task import Output, Sample
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.verify import verify
@@ -37,7 +38,7 @@ def untrained(scale: int = 2) -> EDSR:
 
 
 def upscaled(model: EDSR, *images: np.ndarray) -> list[np.ndarray]:
-    outputs = TASK_OBJECTIVES["upscale"].predict(model, [Sample(rgb) for rgb in images], Params(), Precision())
+    outputs = TASK_OBJECTIVES["upscale"].predict(model, [Sample(rgb) for rgb in images], ImageParams(), Precision())
     assert {output.columns["scale"] for output in outputs} == {model.scale}
     return [output.image for output in outputs]
 
