@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagemill.jobs.console import print_facts, print_table
 from imagemill.jobs.demo_photos import PHOTO_FILES, PHOTOS, SHOWN, SIGMA, read_rgb, write_photos
@@ -38,10 +38,12 @@ STYLE_TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Folder that a style transfer writes → its style and its parameters."""
 RESULTS_SHEET, STYLE_SHEET = "contact_sheet.png", "styles.png"
+SIDE = 200
+"""Side of the pictures in RESULTS_SHEET, in pixels."""
 FILES = [RESULTS_SHEET, STYLE_SHEET, *PHOTO_FILES]
 HEADINGS = [
     "original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
-    "half size, bicubic", "upscaled",
+    "half size, bicubic", "upscaled", "painted",
 ]  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def run_demo(output: str, overwrite: bool = False) -> None:
         write_photos(folder, record)
         records = run_tasks(folder)
         quality, tiles = compare_results(folder)
-        record.write(RESULTS_SHEET, draw_contact_sheet(HEADINGS, tiles, side=200))
+        record.write(RESULTS_SHEET, draw_contact_sheet(HEADINGS, tiles, SIDE))
         record.write(STYLE_SHEET, draw_styles(folder))
     print_results(folder, records, quality)
 
@@ -109,6 +111,7 @@ def compare_results(folder: Path) -> tuple[dict[str, list[tuple[float, float]]],
     """
     rows = {task: read_newest_rows(Store(str(folder / name)), []) for task, (_, name) in FOLDERS.items()}
     codes = read_newest_rows(Store(str(folder / "compressed")), ["psnr_db", "bits_per_pixel"])
+    painted = read_newest_rows(Store(str(folder / "stylized")), [])
     quality: dict[str, list[tuple[float, float]]] = {task: [] for task in FOLDERS}
     tiles: dict[str, list[Tile]] = {name: [] for name in SHOWN}
     for name in PHOTOS:
@@ -129,8 +132,17 @@ def compare_results(folder: Path) -> tuple[dict[str, list[tuple[float, float]]],
                 label = f"{codes[name]['bits_per_pixel']:.2f} bits/pixel, {codes[name]['psnr_db']:.1f} dB"
                 tiles[name] += [Tile(original, name), Tile(after, label)]
             else:
-                tiles[name] += [Tile(before, f"{before_db:.1f} dB"), Tile(after, f"{after_db:.1f} dB")]
+                # Colours show in the whole photo, everything else in its details.
+                shown = (reduce_whole(before), reduce_whole(after)) if task == "colorize" else (before, after)
+                tiles[name] += [Tile(rgb, f"{db:.1f} dB") for rgb, db in zip(shown, (before_db, after_db), strict=True)]
+    for name, row in tiles.items():
+        row.append(Tile(reduce_whole(read_rgb(folder / "stylized" / painted[name]["output_uri"])), ""))
     return quality, list(tiles.values())
+
+
+def reduce_whole(rgb: np.ndarray) -> np.ndarray:
+    """Return the largest square in the centre of an image, reduced to SIDE pixels."""
+    return np.asarray(ImageOps.fit(Image.fromarray(rgb), (SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def draw_styles(folder: Path) -> bytes:
