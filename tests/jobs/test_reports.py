@@ -82,6 +82,8 @@ def test_report_of_a_failed_run_has_figures_and_pictures(run_folder):
     for phrase in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
                  "Latents in two dimensions", "Where the time went", "max_reject_fraction: 0.0", "exit 3:"):  # fmt: skip
         assert phrase in text, phrase
+    # The run was local.
+    assert "start Ray" not in text
     # The report shows eight random images, four with the lowest PSNR and four around the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
     assert text.count("<circle") == 14
