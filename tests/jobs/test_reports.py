@@ -56,7 +56,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]
         Image.fromarray(crop).save(folder / "in" / f"{number}.png")
     Image.fromarray(crops[13]).save(folder / "in" / HOSTILE)
     (folder / "in" / BROKEN).write_bytes(b"no image")
-    config = RunConfig(task="compress", input=f"{folder}/in", output=f"{folder}/out", max_reject_fraction=0)
+    config = RunConfig(task="compress", input=f"{folder}/in", output=f"{folder}/out", max_reject_fraction=0, engine="local")
     with pytest.raises(TooManyRejects):
         run(config)
     assert run(config)["planned"] == 0
