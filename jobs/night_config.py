@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,16 +13,34 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.resolve import resolve_task
 
 DATE = "{date}"
+MAX_REJECT_FRACTION, MIN_REJECTS = 0.05, 2
+"""Defaults of a night for the keys max_reject_fraction and min_rejects of its jobs.
+
+A night that loses more than this share of its images must not end as done. One reject alone is no alarm, because many
+nights have only a few new images.
+"""
 CLOCK = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
 
 
 class NotifyConfig(Strict):
-    """Where the notification of a night goes. `notification.NightSummary` documents its content."""
+    """Where the notification of a night goes. `night_summary.NightSummary` documents its content."""
 
     command: list[str] | None = Field(
         None, description="Start this program with these arguments; the notification is its standard input."
     )
-    webhook: str | None = Field(None, description="Post the notification to this URL.")
+    # repr=False: messages about an invalid config do not show the value.
+    webhook: str | None = Field(
+        None, repr=False, description="Post the notification to this URL. ${NAME} stands for an environment variable."
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Send these HTTP headers to the webhook. ${NAME} stands for an environment variable.",
+    )
+    format: Literal["json", "slack", "text"] = Field(
+        "json",
+        description="Write the notification as JSON, as a message for an incoming webhook of Slack, or as plain text.",
+    )
 
 
 class NightlyConfig(Strict):
@@ -31,7 +49,8 @@ class NightlyConfig(Strict):
     jobs: list[dict[str, Any]] = Field(
         min_length=1,
         description="Run these jobs in order. Each has the keys of a run and a `name`. With `config: FILE.yaml` (relative "
-        "to this file), a job takes over the keys of that file and overrides them.",
+        "to this file), a job takes over the keys of that file and overrides them. In a night, max_reject_fraction is "
+        f"{MAX_REJECT_FRACTION:g} and min_rejects is {MIN_REJECTS} unless a job sets them.",
     )
     catch_up: int = Field(7, ge=0, le=366, description="Also check the dated inputs of this many days before tonight.")
     until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="End the night at this local time, HH:MM.")
@@ -40,7 +59,7 @@ class NightlyConfig(Strict):
         description="Write a page about each night to this folder or s3://bucket/prefix. The storage block of the first job "
         "applies.",
     )
-    notify: NotifyConfig = NotifyConfig()
+    notify: NotifyConfig = Field(NotifyConfig(), repr=False)
     drift_alert: float | None = Field(
         None,
         gt=0,
@@ -94,6 +113,7 @@ def plan_night(config: NightlyConfig, tonight: date, folder: Path = Path()) -> l
             raise ConfigError(f"{name}: config={job['config']!r}: must be the name of one file")
         values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job
         values = {key: value for key, value in values.items() if key not in ("name", "config")}
+        values = {"max_reject_fraction": MAX_REJECT_FRACTION, "min_rejects": MIN_REJECTS} | values
         runs += job_runs(name, values, [tonight - timedelta(days=ago) for ago in range(config.catch_up, -1, -1)])
     check_tasks(runs)
     return runs
