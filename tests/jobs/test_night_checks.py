@@ -19,16 +19,17 @@ def job(name: str, source: object, output: object, **keys: Any) -> dict[str, Any
     return {"name": name, "task": "denoise", "input": str(source), "output": str(output), **keys}
 
 
-def test_night_lists_all_unusable_locations_at_once(rclone_bucket, tmp_path, caplog):
+def test_night_lists_all_unusable_locations_at_once(rclone_bucket, tmp_path, caplog, monkeypatch):
     """An input that an earlier job writes may be missing. No check leaves a file behind."""
     Store(rclone_bucket).write("photos/0.png", b"content")
-    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "file").write_text("[other]\naws_access_key_id=imagemill\naws_secret_access_key=wrong\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "file"))
     missing = f"{rclone_bucket}-missing"
     jobs = [
         job("good", f"{rclone_bucket}/photos", f"{rclone_bucket}/clean"),
         job("second", f"{rclone_bucket}/clean/images", tmp_path / "new/folder"),
         job("typo", f"{rclone_bucket}/potos", f"{missing}/out"),
-        job("closed", f"{rclone_bucket}/photos", f"{rclone_bucket}/c", storage={"anonymous": True}),
+        job("closed", f"{rclone_bucket}/photos", f"{rclone_bucket}/c", storage={"profile": "other"}),
         job("dated", tmp_path / "days/{date}", f"{tmp_path}/file/{{date}}"),
         job("last", tmp_path / "days2", tmp_path / "file"),
     ]
