@@ -4,11 +4,13 @@ import logging
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from imagemill.pipeline.errors import ConfigError, Deadline
+from imagemill.jobs.night_summary import commonest_reasons, ending
+from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.storage import Store, split_scheme
@@ -23,14 +25,15 @@ COMPARED_PAGES = 2
 PAGE_NAME = re.compile(r"night-[0-9T-]+\.html")
 
 
-def write_night_page(place: Store, summary: dict[str, Any]) -> str | None:
+def write_night_page(place: Store, summary: dict[str, Any], failures: Sequence[str] = ()) -> str | None:
     """Write the page of a night twice, under its own name and as index.html, and return its location.
 
     An index.html that imagemill did not write stays, with a warning. A page that cannot be written is a warning, too.
 
     Args:
         place: folder or prefix of the pages.
-        summary: `NightSummary.content()`, without `report`.
+        summary: `NightSummary.content()`; `report` is not used.
+        failures: why the notification was not sent.
 
     Returns:
         The location of the page; None if it could not be written.
@@ -38,7 +41,7 @@ def write_night_page(place: Store, summary: dict[str, Any]) -> str | None:
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
         earlier = sorted(set(filter(PAGE_NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER_PAGES]
-        page = render_page("night.html", page_values(place, summary) | {"earlier": earlier})
+        page = render_page("night.html", page_values(place, summary) | {"earlier": earlier, "failures": failures})
         paths = [name, INDEX] if may_replace_index(place, earlier) else [name]
         with FileRecord(place) as record:
             record.announce(paths)
@@ -69,32 +72,20 @@ def page_values(place: Store, summary: dict[str, Any]) -> dict[str, object]:
     """Return the values of the template night.html."""
     runs = [{**run, "link": relative_link(place, run["report"]) if run.get("report") else None} for run in summary["runs"]]
     tonight = max((run["day"] for run in runs if run["day"]), default=None)
-    headline, mood = headline_and_mood(runs)
+    headline, mood = ending(runs)
     began, ended = (datetime.fromisoformat(summary[key]) for key in ("began", "ended"))
     return {
         "began": began,
         "seconds": (ended - began).total_seconds(),
         "code": summary["exit_code"],
         "headline": headline,
+        "reasons": commonest_reasons(runs),
         "mood": mood,
         "runs": [run for run in runs if "found" in run or run["exit_code"]],
         "without_input": [run["job"] for run in runs if "found" not in run and not run["exit_code"]],
         "caught_up": [run for run in runs if run["day"] not in (None, tonight) and run.get("planned")],
         "totals": {key: sum(run.get(key, 0) for run in runs) for key in ("planned", "ok", "rejected", "done_before")},
     }
-
-
-def headline_and_mood(runs: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return how a night ended in a few words, and the colour class of the headline: good, warn or bad."""
-    failed = sum(run["exit_code"] not in (0, Deadline.exit_code) for run in runs)
-    is_stopped = any(run["exit_code"] == Deadline.exit_code for run in runs)
-    if failed:
-        return f"{failed} of {len(runs)} runs failed{', stopped at the deadline' if is_stopped else ''}", "bad"
-    if is_stopped:
-        return "stopped at the deadline", "warn"
-    if any("doubt" in run for run in runs):
-        return "check the inputs", "warn"
-    return ("done" if any(run.get("planned") for run in runs) else "nothing new"), "good"
 
 
 def relative_link(place: Store, uri: str) -> str | None:

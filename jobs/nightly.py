@@ -1,5 +1,6 @@
 """Run a night: several runs in order until a deadline, a page about them, and a notification."""
 
+import json
 import logging
 import math
 import signal
@@ -12,9 +13,11 @@ from typing import Any
 
 from imagemill.jobs.console import print_table, print_text
 from imagemill.jobs.drift import drift
+from imagemill.jobs.night_checks import log_problems
 from imagemill.jobs.night_config import NightlyConfig, NightRun, plan_night
 from imagemill.jobs.night_page import write_night_page
-from imagemill.jobs.notification import RECORD_KEYS, NightSummary, RunSummary, send_notification
+from imagemill.jobs.night_summary import RECORD_KEYS, NightSummary, RunSummary
+from imagemill.jobs.notification import resolve_webhook, send_notification
 from imagemill.jobs.stats import moments_of_run
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import share_ray
@@ -41,7 +44,7 @@ COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected"
 
 
 def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path = Path()) -> None:
-    """Run a night, print its table, write its page, and send its notification.
+    """Check all locations, run a night, print its headline and its table, write its page, and send its notification.
 
     Args:
         config: config of the night.
@@ -53,9 +56,11 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
         NightFailed: after the night, if a run failed.
         Deadline: after the night, if the deadline stopped it and no run failed.
     """
-    began = datetime.now()
+    began = datetime.now().astimezone()
     runs = plan_night(config, tonight or began.date(), folder)
+    webhook = resolve_webhook(config.notify)
     place = Store(config.report, runs[0].config.storage) if config.report else None
+    problems = log_problems(runs, config.report)
     with share_ray():
         summaries = run_night(runs, config)
     failed = [summary for summary in summaries if summary.exit_code not in (0, Deadline.exit_code)]
@@ -64,15 +69,18 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     if failed:
         # Schedulers retry a failed night. After the deadline, a retry would run until the next deadline.
         code = NightFailed.at_deadline if is_stopped else failed[0].exit_code
+    ended = datetime.now().astimezone()
+    night = NightSummary(began.isoformat(timespec="seconds"), ended.isoformat(timespec="seconds"), code, summaries, problems)
+    print_text(night.content()["headline"])
     print_runs(summaries)
-    if not code and not any(summary.planned or summary.doubt for summary in summaries):
-        print_text("nothing new")
-    night = NightSummary(began.isoformat(timespec="seconds"), datetime.now().isoformat(timespec="seconds"), code, summaries)
     if place:
         night.report = write_night_page(place, night.content())
     if night.report:
         print_text(f"report: {night.report}")
-    send_notification(config.notify, night.content())
+    if failures := send_notification(config.notify, webhook, night.content()):
+        record_failures(runs, summaries, failures)
+        if place and night.report:
+            write_night_page(place, night.content(), failures)
     if failed:
         names = join_first([f"{summary.job} (exit {summary.exit_code})" for summary in failed])
         ending = ". Then the night stopped at its deadline" if is_stopped else ""
@@ -139,6 +147,18 @@ def run_and_summarise(night_run: NightRun, summary: RunSummary, drift_alert: flo
         summary.seconds = record.seconds.get("total")
         if record.report:
             summary.report = Store(str(record.output)).uri(record.report)
+
+
+def record_failures(runs: list[NightRun], summaries: list[RunSummary], failures: list[str]) -> None:
+    """Write into the run.json of each run of a night why its notification was not sent."""
+    for night_run, summary in zip(runs, summaries, strict=True):
+        output, path = Store(summary.output, night_run.config.storage), f"runs/{summary.run_id}/run.json"
+        try:
+            if summary.run_id and output.exists(path):
+                content = json.loads(output.read(path)) | {"notification": "; ".join(failures)}
+                output.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+        except store_failures(ValueError) as e:
+            log.warning("%s: run.json does not say that the notification was not sent: %s", output.uri(path), reason(e))
 
 
 def input_exists(night_run: NightRun) -> bool:

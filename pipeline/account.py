@@ -25,6 +25,8 @@ class Account:
 
     ok: int
     rejected: int
+    rejected_again: int
+    """Number of rejects of images that earlier runs had rejected too."""
     reasons: dict[str, int]
     """Error class → number of rejects."""
     doubles_dropped: int
@@ -138,6 +140,7 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     return Account(
         ok=int(ok.sum()),
         rejected=int(rejected.sum()),
+        rejected_again=int((rejected & (plan.todo["attempts"].to_numpy() > 0)).sum()),
         reasons=dict(reasons.most_common()),
         doubles_dropped=duplicates_dropped,
         parquet_bytes=size,

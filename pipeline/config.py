@@ -135,8 +135,13 @@ class RunConfig(Strict):
     )
     image: ImageConfig = ImageConfig()
     max_reject_fraction: float = Field(
-        0.5, ge=0, le=1, description="End with exit code 3 if more than this share of the images are rejects."
+        0.5,
+        ge=0,
+        le=1,
+        description="End with exit code 3 if more than this share of the images are rejects. All rows are committed. Images "
+        "that earlier runs rejected do not count, unless they are more than this share of the whole input.",
     )
+    min_rejects: int = Field(1, ge=1, description="Apply max_reject_fraction only if at least this many images are rejects.")
     rows_per_part: int = Field(250, ge=1, description="Commit after this many rows: the rows of one Parquet part.")
     compression_level: int = Field(
         9,
@@ -264,6 +269,17 @@ def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
+def is_secret(model: type[BaseModel], path: tuple[Any, ...]) -> bool:
+    """Return whether the last key of `path` that a config declares has a value that no message may show (repr=False)."""
+    shown = True
+    for part in path:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            break
+        field = model.model_fields[part]
+        shown, model = field.repr, field.annotation  # type: ignore[assignment]
+    return not shown
+
+
 def validate(model: type[Model], values: dict[str, Any], origin: str, group: tuple[str, ...] = ()) -> Model:
     """Validate values as a config, or as one group of a config.
 
@@ -297,7 +313,8 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
                 is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
                 quotes = "; put it in quotes" if is_unquoted else ""
                 message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-                lines.append(f"{key} = {error['input']!r}: {message}{quotes}")
+                value = "" if is_secret(model, error["loc"]) else f" = {error['input']!r}"
+                lines.append(f"{key}{value}: {message}{quotes}")
         for valid, keys in unknown.items():
             lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")
         raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any
 
+import pyarrow.compute as pc
 import yaml
 
 from imagemill.models.tasks.task import Task
@@ -40,6 +41,8 @@ from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
 from imagemill.pipeline.user_code import permitted
 
 log = logging.getLogger("imagemill.run")
+REASONS_SHOWN = 3
+"""Error classes that the message about too many rejects names."""
 MOVED_SHOWN = 10
 """Maximum number of former places of images that run.json lists."""
 OPTIONAL_PACKAGES = ("diffusers", "spandrel")
@@ -213,14 +216,22 @@ def record_account(record: RunRecord, counts: Account, plan: Plan, task: Task) -
 
 
 def check_rejects(config: RunConfig, counts: Account, plan: Plan, output: Store) -> None:
-    """Raise TooManyRejects if more images were rejected than max_reject_fraction allows."""
-    share = counts.rejected / max(1, len(plan.todo))
+    """Raise TooManyRejects if more images were rejected than max_reject_fraction allows.
+
+    Rejects with a transient cause are tried again by every run. They count among the images of the whole input, so that a
+    few of them do not fail each run without new images, but an outage does.
+    """
+    new = len(plan.todo) - int(pc.sum(pc.greater(plan.todo["attempts"], 0)).as_py() or 0)
     # With retry_failed, failures are expected, so the limit does not apply.
-    if share > config.max_reject_fraction and not config.retry_failed:
-        raise TooManyRejects(
-            f"{counts.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction="
-            f"{config.max_reject_fraction:g} allows. List them with: imagemill failures {output.url}"
-        )
+    if config.retry_failed:
+        return
+    for rejected, images in ((counts.rejected - counts.rejected_again, new), (counts.rejected, plan.found)):
+        if rejected >= config.min_rejects and rejected > config.max_reject_fraction * images:
+            reasons = ", ".join(f"{name} {count:,}" for name, count in list(counts.reasons.items())[:REASONS_SHOWN])
+            raise TooManyRejects(
+                f"{rejected} of {images} images were rejected ({reasons}), more than max_reject_fraction="
+                f"{config.max_reject_fraction:g} allows. List them with: imagemill failures {output.url}"
+            )
 
 
 def record_failure(record: RunRecord, error: BaseException, output: Store, plan: Plan | None) -> None:

@@ -90,6 +90,8 @@ class RunRecord:
     exit_reason: str | None = None
     exit_code: int | None = None
     ended_at: str | None = None
+    notification: str | None = None
+    """Why the notification of the night was not sent; absent for other runs."""
     report: str | None = None
     """Path of the report in the output. Not part of run.json, which is written first."""
 

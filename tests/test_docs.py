@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 
 from imagemill.jobs.cli import app
-from imagemill.jobs.notification import NightSummary, RunSummary
+from imagemill.jobs.night_summary import NightSummary, RunSummary
 from tests.support.imported_models import build_dncnn
 from tests.support.imported_networks import spandrel_card, write_network
 from tests.support.page_commands import run_page

@@ -2,10 +2,8 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import date, datetime
@@ -105,6 +103,8 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
     night |= {"jobs": [unreachable_job | {"storage": storage}, dated_job, undated_job], "catch_up": 3}
     with pytest.raises(NightFailed, match="4 of 9 runs"):
         show_night(NightlyConfig(**night), TONIGHT)
+    [problem] = notification(tmp_path)["problems"]
+    assert problem.startswith("silent: input s3://b: ")
     runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [5, 5, 5, 5, 0, 0, 0, 0, 0]
     assert "s3://b/2026-03-01" in runs[3]["exit_reason"]
@@ -229,19 +229,33 @@ def test_failed_night_at_its_deadline_exits_with_8(night, tmp_path, monkeypatch)
     assert "1 of 2 runs failed, stopped at the deadline" in Path(notification(tmp_path)["report"]).read_text()
 
 
-def test_webhook_failure_is_a_warning(night, tmp_path, caplog):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection = server.accept()[0]
-            with connection:
-                connection.recv(1 << 16)
-                connection.sendall(b"hello\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        hook = f"http://127.0.0.1:{server.getsockname()[1]}"
-        show_night(NightlyConfig(jobs=night["jobs"][:1], catch_up=0, notify={"webhook": hook}), date(2026, 2, 1))
-    assert "notify.webhook: the notification was not sent: BadStatusLine" in caplog.text
+def test_night_fails_if_it_loses_more_than_a_few_images(night, tmp_path, capsys):
+    """One new reject is no alarm, two of three new images are, and known rejects are none in the next night."""
+    job = night["jobs"][1]
+    (tmp_path / "all/broken.png").write_bytes(b"broken")
+    night |= {"jobs": [job], "catch_up": 0}
+    show_night(NightlyConfig(**night), TONIGHT)
+    assert capsys.readouterr().out.splitlines()[0] == "done: 2 of 3 images ok, 1 rejected (UnknownFormat 1)"
+    for number in range(2):
+        (tmp_path / f"all/empty{number}.png").write_bytes(b"")
+    Image.new("RGB", (64, 64)).save(tmp_path / "all/new.png")
+    with pytest.raises(NightFailed) as failure:
+        show_night(NightlyConfig(**night), TONIGHT)
+    content = notification(tmp_path)
+    assert failure.value.exit_code == content["exit_code"] == 3
+    assert content["headline"] == "1 of 1 run failed: 1 of 3 images ok, 2 rejected (EmptyFile 2)"
+    assert capsys.readouterr().out.splitlines()[0] == content["headline"]
+    [run] = content["runs"]
+    assert (run["ok"], run["reasons"]) == (1, {"EmptyFile": 2})
+    assert "2 of 3 images were rejected (EmptyFile 2), more than max_reject_fraction=0.05 allows" in run["exit_reason"]
+    page = Path(content["report"]).read_text()
+    assert 'badge bad">1 of 1 run failed<' in page
+    assert "2 rejected</b> (EmptyFile 2)" in page
+    # The rows of the failed night stay, and its rejects are known, so the next night is done.
+    show_night(NightlyConfig(**night), TONIGHT)
+    assert notification(tmp_path)["headline"] == "nothing new"
+    [planned_run] = plan_night(NightlyConfig(**night | {"jobs": [job | {"max_reject_fraction": 1}]}), TONIGHT)
+    assert (planned_run.config.max_reject_fraction, planned_run.config.min_rejects) == (1, 2)
 
 
 def test_input_without_known_images_is_a_warning(night, tmp_path, caplog):

@@ -6,6 +6,8 @@ import shutil
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -198,6 +200,30 @@ def test_run_limits_images_and_rejects(tmp_path, crops):
     assert "over max_pixels=4000" in tiny[0]["error"]
     # Rows that were committed before the run failed stay committed.
     assert len(rows(output)) + len(rows(output, "rejects")) == 14
+
+
+def test_known_rejects_fail_a_run_only_in_an_outage(tmp_path, crops):
+    """A run tries transient rejects again. A few of them must not fail each run without new images."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number in range(3):
+        Image.fromarray(crops[number]).save(source / f"{number}.png")
+    (source / "away.png").write_bytes(b"broken")
+
+    def make_rejects_transient() -> None:
+        for part in (output / "rejects").glob("*.parquet"):
+            rejects = pq.read_table(part)
+            index = rejects.schema.get_field_index("transient")
+            pq.write_table(rejects.set_column(index, "transient", pa.array([True] * len(rejects))), part)
+
+    config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=0.3)
+    run(config)
+    make_rejects_transient()
+    record = run(config)
+    assert (record["planned"], record["rejected"], record["exit_code"]) == (1, 1, 0)
+    make_rejects_transient()
+    with pytest.raises(TooManyRejects, match=r"^1 of 4 images were rejected \(UnknownFormat 1\), more than"):
+        run(config.model_copy(update={"max_reject_fraction": 0.2}))
 
 
 def test_output_belongs_to_one_task(tmp_path, crops):
