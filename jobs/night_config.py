@@ -84,12 +84,14 @@ class NightRun:
 
     Attributes:
         name: name of the job, and the day of a dated job.
+        job: name of the job.
         config: config of the run.
         day: day of a dated input, YYYY-MM-DD; None for other inputs. A dated input may be absent.
         parent: folder or prefix that holds the inputs of all days.
     """
 
     name: str
+    job: str
     config: RunConfig
     day: str | None
     parent: str | None = None
@@ -106,17 +108,29 @@ def plan_night(config: NightlyConfig, tonight: date, folder: Path = Path()) -> l
     Raises:
         ConfigError: if a job cannot run, so that the night stops before its first run.
     """
+    dates = [tonight - timedelta(days=ago) for ago in range(config.catch_up, -1, -1)]
     runs = []
+    for job in merge_job_configs(config, folder):
+        values = {"max_reject_fraction": MAX_REJECT_FRACTION, "min_rejects": MIN_REJECTS} | job
+        runs += job_runs(values.pop("name"), values, dates)
+    check_tasks(runs)
+    return runs
+
+
+def merge_job_configs(config: NightlyConfig, folder: Path) -> list[dict[str, Any]]:
+    """Return each job with its name and with the keys of the file that its key `config` names.
+
+    Raises:
+        ConfigError: if a file cannot be read.
+    """
+    jobs = []
     for number, job in enumerate(config.jobs):
         name = str(job.get("name", f"job {number + 1}"))
         if not isinstance(job.get("config", ""), str):
             raise ConfigError(f"{name}: config={job['config']!r}: must be the name of one file")
-        values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job
-        values = {key: value for key, value in values.items() if key not in ("name", "config")}
-        values = {"max_reject_fraction": MAX_REJECT_FRACTION, "min_rejects": MIN_REJECTS} | values
-        runs += job_runs(name, values, [tonight - timedelta(days=ago) for ago in range(config.catch_up, -1, -1)])
-    check_tasks(runs)
-    return runs
+        values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job | {"name": name}
+        jobs.append({key: value for key, value in values.items() if key != "config"})
+    return jobs
 
 
 def job_runs(name: str, values: dict[str, Any], dates: list[date]) -> list[NightRun]:
@@ -131,7 +145,7 @@ def job_runs(name: str, values: dict[str, Any], dates: list[date]) -> list[Night
             f"{name}: {DATE} is in only one of input and output. Write it in both, or the runs of all dates would share one."
         )
     if not is_dated:
-        return [NightRun(name, validate(RunConfig, values, name), None)]
+        return [NightRun(name, name, validate(RunConfig, values, name), None)]
     for key in ("input", "output"):
         if not isinstance(values[key], str):
             raise ConfigError(f"{name}: {key}={values[key]!r}: must be one folder or s3://bucket/prefix")
@@ -140,7 +154,7 @@ def job_runs(name: str, values: dict[str, Any], dates: list[date]) -> list[Night
     runs = []
     for day in map(str, dates):
         dated = {key: value.replace(DATE, day) if key in ("input", "output") else value for key, value in values.items()}
-        runs.append(NightRun(f"{name} {day}", validate(RunConfig, dated, name), day, parent))
+        runs.append(NightRun(f"{name} {day}", name, validate(RunConfig, dated, name), day, parent))
     return runs
 
 

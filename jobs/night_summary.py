@@ -1,7 +1,7 @@
 """The summary of a night: what its notification says."""
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from imagemill.jobs.console import number
@@ -75,6 +75,8 @@ class NightSummary:
     """Exit code of the night."""
     runs: list[RunSummary]
     """One object for each run, in order."""
+    problems: list[str] = field(default_factory=list)
+    """Locations that could not be used before the first run, and why; absent if there are none."""
     report: str | None = None
     """Location of the page about the night; absent without a page."""
 
@@ -83,7 +85,7 @@ class NightSummary:
         runs = [run.content() for run in self.runs]
         values = {"version": VERSION, "headline": headline(runs), "began": self.began, "ended": self.ended}
         values |= {"exit_code": self.exit_code, "runs": runs}
-        return values | ({"report": self.report} if self.report else {})
+        return values | {key: value for key in ("problems", "report") if (value := getattr(self, key))}
 
 
 def ending(runs: list[dict[str, Any]]) -> tuple[str, str]:

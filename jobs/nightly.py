@@ -13,6 +13,7 @@ from typing import Any
 
 from imagemill.jobs.console import print_table, print_text
 from imagemill.jobs.drift import drift
+from imagemill.jobs.night_checks import log_problems
 from imagemill.jobs.night_config import NightlyConfig, NightRun, plan_night
 from imagemill.jobs.night_page import write_night_page
 from imagemill.jobs.night_summary import RECORD_KEYS, NightSummary, RunSummary
@@ -43,7 +44,7 @@ COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected"
 
 
 def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path = Path()) -> None:
-    """Run a night, print its headline and its table, write its page, and send its notification.
+    """Check all locations, run a night, print its headline and its table, write its page, and send its notification.
 
     Args:
         config: config of the night.
@@ -59,6 +60,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     runs = plan_night(config, tonight or began.date(), folder)
     webhook = resolve_webhook(config.notify)
     place = Store(config.report, runs[0].config.storage) if config.report else None
+    problems = log_problems(runs, config.report)
     with share_ray():
         summaries = run_night(runs, config)
     failed = [summary for summary in summaries if summary.exit_code not in (0, Deadline.exit_code)]
@@ -68,7 +70,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
         # Schedulers retry a failed night. After the deadline, a retry would run until the next deadline.
         code = NightFailed.at_deadline if is_stopped else failed[0].exit_code
     ended = datetime.now().astimezone()
-    night = NightSummary(began.isoformat(timespec="seconds"), ended.isoformat(timespec="seconds"), code, summaries)
+    night = NightSummary(began.isoformat(timespec="seconds"), ended.isoformat(timespec="seconds"), code, summaries, problems)
     print_text(night.content()["headline"])
     print_runs(summaries)
     if place:

@@ -1,4 +1,4 @@
-"""Submit a run to a Ray cluster as a job, follow its log to the end, and return its exit code."""
+"""Submit a run or a night to a Ray cluster as a job, follow its log to the end, and return its exit code."""
 
 import ipaddress
 import json
@@ -12,19 +12,15 @@ from urllib.parse import urlsplit
 
 import ray
 import requests
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from imagemill.models.type_checks import require_value
+from imagemill.jobs.submission import Submission
 from imagemill.pipeline.cluster.connection import runtime_env
-from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, Interrupted, RunFailed
-from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
-from imagemill.pipeline.user_code import INSTALLED, read_user_code
 
 log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -44,11 +40,11 @@ class Client(JobSubmissionClient):
         return super()._do_request(*arguments, **{"timeout": REQUEST_SECONDS, **options})
 
 
-def submit_and_follow(config: RunConfig, dashboard: str | None, insecure: bool, wait: bool) -> int:
-    """Submit a run and follow its log to the end.
+def submit_and_follow(submission: Submission, dashboard: str | None, insecure: bool, wait: bool) -> int:
+    """Submit a run or a night and follow its log to the end.
 
     Args:
-        config: the config of the run; its `address` is ignored, because the job runs on the cluster.
+        submission: what the cluster runs.
         dashboard: URL of the cluster's dashboard; from the environment or local when absent.
         insecure: send the token over plain HTTP to another host.
         wait: follow the job to its end.
@@ -60,42 +56,27 @@ def submit_and_follow(config: RunConfig, dashboard: str | None, insecure: bool, 
         ConfigError: if the cluster cannot be reached, or does not accept the job.
         RunFailed: if the job failed without an exit code, or the cluster stopped answering.
     """
-    for key in ("input", "output"):
-        place = getattr(config, key)
-        if not place:
-            raise ConfigError(f"{key}: missing. Give s3://bucket/prefix, or a folder that every node mounts.")
-        if "://" not in place and not os.path.isabs(place):
-            raise ConfigError(
-                f"{key}={place!r}: a relative path has no meaning on a cluster. Give s3://bucket/prefix, or the full path "
-                "of a shared disk."
-            )
-    client = connect(dashboard, insecure)
-    run_id = new_run_id()
-    environment = runtime_env()
-    if config.code not in (None, INSTALLED):
-        code = require_value(read_user_code(config.code), "the code")
-        # Ray puts the folder that holds this one on the module path of the job, where read_user_code finds it.
-        environment["py_modules"] = [str(code.unpack())]
-        config = config.model_copy(update={"code": code.unpack().name})
+    client, job_id = connect(dashboard, insecure), submission.job_id
+    environment = runtime_env() | ({"py_modules": submission.code} if submission.code else {})
     environment["env_vars"] |= {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-    # Ray shows the entrypoint and the metadata in its dashboard. Neither holds a secret: a config has none, and the nodes
-    # have their own credentials.
-    metadata = {"output": str(config.output), "storage": config.storage.model_dump_json(exclude_defaults=True)}
     try:
         client.submit_job(
-            entrypoint=entrypoint(config, run_id), submission_id=run_id, runtime_env=environment, metadata=metadata
+            entrypoint=submission.entrypoint,
+            submission_id=job_id,
+            runtime_env=environment,
+            metadata=submission.metadata,
         )
     except UNREACHABLE as e:
         raise ConfigError(f"{client.get_address()}: the job was not submitted: {type(e).__name__}") from None
     except (RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:300]
         raise ConfigError(f"{client.get_address()}: the job was not submitted: {reason}") from None
-    log.info("submitted %s to %s", run_id, client.get_address())
+    log.info("submitted %s to %s", job_id, client.get_address())
     if not wait:
-        print(run_id)
-        log.info("%s", next_commands(client, run_id))
+        print(job_id)
+        log.info("%s", next_commands(client, job_id))
         return 0
-    return follow(client, run_id)
+    return follow(client, job_id)
 
 
 def follow_to_end(dashboard: str | None, insecure: bool, run_id: str) -> int:
@@ -106,13 +87,6 @@ def follow_to_end(dashboard: str | None, insecure: bool, run_id: str) -> int:
         RunFailed: if the job failed without an exit code, or the cluster stopped answering.
     """
     return follow(connect(dashboard, insecure), run_id)
-
-
-def entrypoint(config: RunConfig, run_id: str) -> str:
-    """Return the shell command of a run. It reads the config from its own text, so no file has to be on the cluster."""
-    values = config.model_dump(mode="json", exclude_defaults=True, exclude={"address"})
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return f"exec python -m imagemill run --run-id {run_id} -c /dev/stdin <<'END-{run_id}'\n{text}END-{run_id}"
 
 
 def connect(dashboard: str | None, insecure: bool) -> Client:

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from imagemill.jobs.cli.fields import given_flags
 from imagemill.jobs.cli.options import Config, DryRun, Input, Json, Output, Set, merge_config, run_config
-from imagemill.pipeline.config import RunConfig, validate
+from imagemill.pipeline.config import RunConfig, read_yaml, validate
+from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.without_pandas import leave_out_pandas
 
 Task = Annotated[str | None, typer.Option("--task", help="Plan this task. Required without a YAML file.", metavar="TASK")]
@@ -80,20 +82,29 @@ def submit(
     set_: Set = None,
     **flags: Any,
 ) -> None:
-    """Run a job on a Ray cluster, follow it, and exit with its exit code."""
+    """Run a job or a night on a Ray cluster, follow it, and exit with its exit code."""
+    from imagemill.jobs.submission import Submission, night_submission, run_submission
     from imagemill.jobs.submit import follow_to_end, submit_and_follow
 
     if resume:
-        code = follow_to_end(dashboard, insecure, resume)
+        raise typer.Exit(follow_to_end(dashboard, insecure, resume))
+    submission: Submission
+    if config and "jobs" in read_yaml(config):
+        options = {"input": input, "output": output} | given_flags(context, flags)
+        if given := [key for key, value in options.items() if value is not None]:
+            raise ConfigError(f"{config}: is the config of a night. Set {', '.join(given)} in its jobs, not as options")
+        submission = night_submission(merge_config(config, {}, set_), config)
     else:
-        job = run_config(context, config, set_, flags, input=input, output=output)
-        code = submit_and_follow(job, dashboard, insecure, wait)
-    raise typer.Exit(code)
+        submission = run_submission(run_config(context, config, set_, flags, input=input, output=output))
+    raise typer.Exit(submit_and_follow(submission, dashboard, insecure, wait))
 
 
 def nightly(
     config: Annotated[str, typer.Option("-c", "--config", help="Read the config of the night.", metavar="NIGHTLY.yaml")],
     until: Annotated[str | None, typer.Option("--until", help="End the night at this local time.", metavar="HH:MM")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all locations and print the runs of the night, but start none.")
+    ] = False,
     set_: Set = None,
 ) -> None:
     """Run several jobs on new and changed images, one after the other, and send a notification.
@@ -101,8 +112,14 @@ def nightly(
     Exits with 7 if the deadline came first, and with 8 if a run failed before the deadline.
     """
     from imagemill.jobs.night_config import NightlyConfig
-    from imagemill.jobs.nightly import show_night
 
     leave_out_pandas()
-    values = merge_config(config, {"until": until}, set_)
-    show_night(validate(NightlyConfig, values, config), folder=Path(config).parent)
+    night = validate(NightlyConfig, merge_config(config, {"until": until}, set_), config)
+    if dry_run:
+        from imagemill.jobs.night_checks import show_checks
+
+        show_checks(night, folder=Path(config).parent)
+    else:
+        from imagemill.jobs.nightly import show_night
+
+        show_night(night, folder=Path(config).parent)

@@ -103,6 +103,8 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
     night |= {"jobs": [unreachable_job | {"storage": storage}, dated_job, undated_job], "catch_up": 3}
     with pytest.raises(NightFailed, match="4 of 9 runs"):
         show_night(NightlyConfig(**night), TONIGHT)
+    [problem] = notification(tmp_path)["problems"]
+    assert problem.startswith("silent: input s3://b: ")
     runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [5, 5, 5, 5, 0, 0, 0, 0, 0]
     assert "s3://b/2026-03-01" in runs[3]["exit_reason"]

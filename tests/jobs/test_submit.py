@@ -96,6 +96,36 @@ def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path,
     assert [(r["run_id"], r["stage"], r["error_class"]) for r in rejects] == [(run_id, "decode", "UnknownFormat")]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_submit_runs_a_night(head: RayCluster, photos: Path, tmp_path: Path) -> None:
+    """Locations are checked on the cluster, before the first job. A failed job is the exit code of the submission."""
+    (tmp_path / "clean.yaml").write_text("task: denoise\npool: {workers: 1}\n")
+    clean = {"name": "clean", "config": "clean.yaml", "input": str(photos), "output": str(tmp_path / "out")}
+    missing = {"name": "missing", "task": "denoise", "input": str(tmp_path / "nowhere"), "output": str(tmp_path / "x")}
+    night = {"jobs": [clean, missing], "report": str(tmp_path / "nights")}
+    (tmp_path / "night.yaml").write_text(json.dumps(night))
+    arguments = [
+        sys.executable,
+        "-m",
+        "imagemill",
+        "submit",
+        "-c",
+        str(tmp_path / "night.yaml"),
+        "--dashboard",
+        head.dashboard,
+    ]
+    result = run_command([*arguments, "--input", "x"], head.variables())
+    assert (result.returncode, "Set input in its jobs" in result.stderr) == (2, True), result.stderr
+    result = run_command(arguments, head.variables())
+    assert result.returncode == 5, result.stdout + result.stderr
+    problem = result.stdout.index(f"missing: input {tmp_path}/nowhere: does not exist")
+    assert problem < result.stdout.index("7 images; 1 worker")
+    assert "1 of 2 runs failed: 6 of 7 images ok, 1 rejected (UnknownFormat 1)" in result.stdout
+    assert (tmp_path / "nights/index.html").exists()
+    assert verify(Store(str(tmp_path / "out"))).problems == []
+
+
 @pytest.mark.chaos
 @pytest.mark.ray
 def test_run_connects_to_a_cluster_by_its_address(head: RayCluster, photos: Path, tmp_path: Path) -> None:
