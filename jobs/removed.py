@@ -23,10 +23,12 @@ class Sources:
     Attributes:
         ids: (N,) S16 image ids, sorted.
         problems: messages about inputs that could not be listed.
+        empty_inputs: inputs that hold no image, perhaps because a disk is not mounted.
     """
 
     ids: np.ndarray
     problems: list[str]
+    empty_inputs: list[str]
 
     def removed(self, ids: pa.ChunkedArray, uri: str) -> pa.Array:
         """Return for each image whether no input holds it; null if an input that could not be listed may hold it.
@@ -46,18 +48,20 @@ class Sources:
 def list_sources(output: Store) -> Sources:
     """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error."""
     configs, problems = input_configs(output)
-    listed_ids = bytearray()
+    listed_ids, empty_inputs = bytearray(), []
     for config in configs:
         try:
-            source = open_input(str(config.input), config.storage, config.source)
+            source, listed_before = open_input(str(config.input), config.storage, config.source), len(listed_ids)
             for image in list_images(source, output):
                 if isinstance(image, ListedImage):
                     listed_ids += bytes.fromhex(image_id(image.rel_path))
+            if len(listed_ids) == listed_before:
+                empty_inputs.append(source.url)
         except (ConfigError, StorageError) as e:
             problems.append(str(e))
         except store_failures() as e:
             problems.append(f"input {config.input}: {reason(e)}")
-    return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems)
+    return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems, empty_inputs)
 
 
 def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
