@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import translate
 from functools import partial
 
@@ -60,19 +60,17 @@ def show_prune(
             raise ConfigError(f"--id {image_id}: must have 32 hexadecimal digits, as in the column image_id")
     check_output(output)
     kind: Kind = "old versions" if old_versions else "request" if ids or paths else "gone"
-    try:
-        sources = None if old_versions else list_sources(output)
-        select = selection_of(output, ids, paths, sources)
-        selection = select()
+
+    def select() -> Selection:
+        selection = select_rows(output, kind, ids, paths)
         show_selection(selection, kind)
-        if not len(selection.rows):
-            return
-        if kind == "request" and sources:
-            warn_of_request(output, selection, sources)
-        if not yes:
+        return selection
+
+    try:
+        # With `yes`, the inputs are listed under the lease: no run can add rows of images that are newer than the list.
+        record = prune(output, select, kind) if yes else None
+        if not yes and len(select().rows):
             print_text("nothing was removed. Add --yes to remove")
-            return
-        record = prune(output, select, kind)
     except store_failures() as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
     if record:
@@ -83,31 +81,29 @@ def show_prune(
             log.warning("%s changed since a run wrote them, and stay", number(record["changed_files"], "file"))
 
 
-def selection_of(
-    output: Store, ids: Sequence[str], paths: Sequence[str], sources: Sources | None
-) -> Callable[[], Selection]:
-    """Return the function that selects what a prune removes.
-
-    Args:
-        output: the OUTPUT.
-        ids: image ids of a request.
-        paths: paths or patterns of a request.
-        sources: what the inputs hold; None to select older versions.
+def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[str]) -> Selection:
+    """Select what a prune removes.
 
     Raises:
-        StorageError: when images count as gone only because an input cannot be listed or is empty.
+        StorageError: when OUTPUT cannot be read, or images count as gone only because an input cannot be listed or is empty.
     """
-    if sources is None:
-        return partial(select_old_versions, output)
-    if ids or paths:
-        return partial(select_images, output, partial(is_named, ids, paths))
+    if kind == "old versions":
+        return select_old_versions(output)
+    sources = list_sources(output)
+    if kind == "request":
+        selection = select_images(output, partial(is_named, ids, paths))
+        if len(selection.rows):
+            warn_of_request(output, selection, sources)
+        return selection
     problems = [*sources.problems, *(f"input {url}: holds no image" for url in sources.empty_inputs)]
+    if not (problems or len(sources.ids)):
+        problems = [f"{output.url}: no run with a config is left, so no input is known"]
     if problems:
         raise StorageError(
-            f"{join_first(problems)}. So all of its images would count as gone. Is a disk not mounted? To remove "
+            f"{join_first(problems)}. So images that still exist would count as gone. Is a disk not mounted? To remove "
             "images in any case, name them with --path"
         )
-    return partial(select_images, output, lambda table: sources.removed(table["image_id"], output.url).fill_null(False))
+    return select_images(output, lambda table: sources.removed(table["image_id"], output.url).fill_null(False))
 
 
 def is_named(ids: Sequence[str], paths: Sequence[str], table: pa.Table) -> pa.Array:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.origins import canonical_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.schema import image_id
@@ -46,26 +47,38 @@ class Sources:
 
 
 def list_sources(output: Store) -> Sources:
-    """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error."""
-    configs, problems = input_configs(output)
+    """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error.
+
+    Images of an input that moved, which a run with allow_new_input confirmed, are looked up at their new place only.
+    """
+    configs, problems, moved = input_configs(output)
     listed_ids, empty_inputs = bytearray(), []
     for config in configs:
+        listed_before, problem = len(listed_ids), ""
         try:
-            source, listed_before = open_input(str(config.input), config.storage, config.source), len(listed_ids)
+            source = open_input(str(config.input), config.storage, config.source)
             for image in list_images(source, output):
                 if isinstance(image, ListedImage):
                     listed_ids += bytes.fromhex(image_id(image.rel_path))
-            if len(listed_ids) == listed_before:
-                empty_inputs.append(source.url)
         except (ConfigError, StorageError) as e:
-            problems.append(str(e))
+            problem = str(e)
         except store_failures() as e:
-            problems.append(f"input {config.input}: {reason(e)}")
+            problem = f"input {config.input}: {reason(e)}"
+        if canonical_place(str(config.input)) in moved:
+            continue
+        if problem:
+            problems.append(problem)
+        elif len(listed_ids) == listed_before:
+            empty_inputs.append(str(config.input))
     return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems, empty_inputs)
 
 
-def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
-    """Return one config for each different input of the runs of an OUTPUT, and messages about unreadable configs."""
+def input_configs(output: Store) -> tuple[list[RunConfig], list[str], set[str]]:
+    """Return one config for each different input of the runs of an OUTPUT.
+
+    Returns:
+        The configs, messages about unreadable configs, and the canonical places that images moved away from.
+    """
     records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
@@ -82,4 +95,5 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
             problems.append(str(e))
             continue
         configs[f"{config.input} {config.source} {config.storage}"] = config
-    return list(configs.values()), problems
+    moved = {canonical_place(place) for record in records.values() for place in record.get("moved_from", ())}
+    return list(configs.values()), problems, moved

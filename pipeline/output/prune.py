@@ -119,9 +119,8 @@ def remove_pending(output: Store, folder: str, record: dict[str, Any], check: Ca
     check()
     record |= delete_files(output, pending)
     record["reports"] = delete_reports(output, pending, record["kind"])
-    if is_whole:
-        forget_images(output, ids, folder)
     if record["kind"] == "request":
+        forget_images(output, ids, folder)
         delete_indexes(output)
     output.write(f"{folder}/{REMOVED}", parquet_bytes(list_of_removed(pending, record["kind"], folder), LEVEL))
     record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -215,36 +214,33 @@ def delete_reports(output: Store, pending: pa.Table, kind: Kind) -> int:
 
 
 def forget_images(output: Store, ids: pa.ChunkedArray, folder: str) -> None:
-    """Remove image ids from the lists of superseded images and of obsolete rejects."""
-    lists = [entry.path for entry in output.entries("runs") if entry.path.endswith(f"/{SUPERSEDED}")]
+    """Remove image ids from the lists of superseded images, of obsolete rejects, and of images that were removed before."""
+    lists = [entry.path for entry in output.entries("runs") if entry.path.endswith((f"/{SUPERSEDED}", f"/{REMOVED}"))]
     lists += [entry.path for entry in output.entries(obsolete_rejects.FOLDER)]
     for path in lists:
-        if path.startswith(f"{folder}/"):
-            continue
         table = read_part(output, path, None)
+        if path.startswith(f"{folder}/") or "image_id" not in table.schema.names:
+            continue
         rest = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=ids)))
-        if not len(rest):
+        if not len(rest) and not path.endswith(REMOVED):
             output.delete(path)
         elif len(rest) < len(table):
             output.write(path, parquet_bytes(rest, LEVEL), durable=True)
 
 
 def list_of_removed(pending: pa.Table, kind: Kind, folder: str) -> pa.Table:
-    """Return what was removed, one row per image: its id and path, for a request only a digest.
+    """Return what was removed, one row per image: its id, for a request only a digest, and its rows and rejects.
 
-    The digest is the SHA-256 of PRUNE_ID/IMAGE_ID. Who knows the path of an image can prove that the image was removed, and
-    nobody can read a name.
+    The digest is the SHA-256 of PRUNE_ID/IMAGE_ID. Who knows the path of an image can prove that the image was removed.
+    Others cannot compare the digest with other tables.
     """
     is_reject = pc.equal(pending["folder"], "rejects").cast(pa.int64())
-    counted = pending.select(["image_id", "rel_path"]).append_column("is_reject", is_reject)
-    groups = counted.group_by("image_id", use_threads=False)
-    images = groups.aggregate([("rel_path", "first"), ("is_reject", "sum"), ("is_reject", "count")])
-    counts = {
-        "rows": pc.subtract(images["is_reject_count"], images["is_reject_sum"]),
-        "rejects": images["is_reject_sum"],
-    }
+    counted = pending.select(["image_id"]).append_column("is_reject", is_reject)
+    images = counted.group_by("image_id", use_threads=False).aggregate([("is_reject", "sum"), ("is_reject", "count")])
+    rejects = images["is_reject_sum"]
+    counts = {"rows": pc.subtract(images["is_reject_count"], rejects), "rejects": rejects}
     if kind != "request":
-        return pa.table({"image_id": images["image_id"], "rel_path": images["rel_path_first"], **counts})
+        return pa.table({"image_id": images["image_id"], **counts})
     prune_id = posixpath.basename(folder)
     digests = [hashlib.sha256(f"{prune_id}/{image}".encode()).hexdigest() for image in images["image_id"].to_pylist()]
     return pa.table({"digest": digests, **counts})
