@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imagemill.jobs.console import print_facts, print_table
-from imagemill.jobs.demo_photos import PHOTO_FILES, PHOTOS, SHOWN, SIGMA, read_rgb, write_photos
+from imagemill.jobs.demo_photos import PHOTO_FILES, PHOTOS, read_rgb, write_photos
+from imagemill.jobs.demo_pictures import Comparison, draw_pairs, draw_styles, draw_task, encode_jpeg_of_size
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.outputs import read_newest_rows
-from imagemill.models.metrics import psnr_db
-from imagemill.models.resizing import limit_side
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config
-from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
+from imagemill.pipeline.reports.sheets import Tile
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 
@@ -34,17 +34,15 @@ RAY_TASK = "denoise"
 """The task that runs on the Ray engine."""
 STYLE_TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
     "stylized": ("swirls.png", {"size": 512}),
-    "optimized": ("glass.png", {"method": "gatys", "size": 256, "steps": 80}),
+    "stained": ("glass.png", {"size": 512}),
+    "optimized": ("glass.png", {"method": "gatys", "size": 384, "steps": 60}),
 }
 """Folder that a style transfer writes → its style and its parameters."""
-RESULTS_SHEET, STYLE_SHEET = "contact_sheet.png", "styles.png"
-SIDE = 200
-"""Side of the pictures in RESULTS_SHEET, in pixels."""
-FILES = [RESULTS_SHEET, STYLE_SHEET, *PHOTO_FILES]
-HEADINGS = [
-    "original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
-    "half size, bicubic", "upscaled", "painted",
-]  # fmt: skip
+STYLE_EXAMPLES = (("rocket.jpg", "stylized"), ("coffee.png", "stained"), ("chelsea.png", "optimized"))
+"""Photos and style transfers on STYLE_SHEET."""
+RESULTS_SHEET, STYLE_SHEET = "contact_sheet.png", "pictures/stylize.png"
+TASK_SHEETS = {task: f"pictures/{task}.png" for task in FOLDERS}
+FILES = [RESULTS_SHEET, STYLE_SHEET, *TASK_SHEETS.values(), *PHOTO_FILES]
 
 
 def run_demo(output: str, overwrite: bool = False) -> None:
@@ -65,10 +63,12 @@ def run_demo(output: str, overwrite: bool = False) -> None:
         record.announce(FILES)
         write_photos(folder, record)
         records = run_tasks(folder)
-        quality, tiles = compare_results(folder)
-        record.write(RESULTS_SHEET, draw_contact_sheet(HEADINGS, tiles, SIDE))
-        record.write(STYLE_SHEET, draw_styles(folder))
-    print_results(folder, records, quality)
+        comparisons = {task: compare_results(folder, task) for task in FOLDERS}
+        for task, name in TASK_SHEETS.items():
+            record.write(name, draw_task(task, comparisons[task]))
+        record.write(STYLE_SHEET, draw_styles([read_style_example(folder, *example) for example in STYLE_EXAMPLES]))
+        record.write(RESULTS_SHEET, draw_pairs(comparisons | {"stylize": compare_styles(folder)}))
+    print_results(folder, records, comparisons)
 
 
 def delete_earlier_outputs(folder: Path) -> None:
@@ -103,68 +103,56 @@ def run_tasks(folder: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def compare_results(folder: Path) -> tuple[dict[str, list[tuple[float, float]]], list[list[Tile]]]:
-    """Compare the input and the output of each task with the original photos.
+def compare_results(folder: Path, task: str) -> dict[str, Comparison]:
+    """Compare what a task read and wrote with the original photos, by the name of the photo.
 
-    Returns:
-        PSNR in dB of the input and of the output of each image, by task; and a line of tiles for each photo in SHOWN.
+    `compress` reads the originals. Its latents are compared with JPEG files of the same size, which this function encodes.
     """
-    rows = {task: read_newest_rows(Store(str(folder / name)), []) for task, (_, name) in FOLDERS.items()}
-    codes = read_newest_rows(Store(str(folder / "compressed")), ["psnr_db", "bits_per_pixel"])
-    painted = read_newest_rows(Store(str(folder / "stylized")), [])
-    quality: dict[str, list[tuple[float, float]]] = {task: [] for task in FOLDERS}
-    tiles: dict[str, list[Tile]] = {name: [] for name in SHOWN}
+    source, written = FOLDERS[task]
+    rows = read_newest_rows(Store(str(folder / written)), ["bits_per_pixel"] if task == "compress" else [])
+    comparisons = {}
     for name in PHOTOS:
-        original = read_rgb(folder / "photos" / name)
-        for task, (source, output_name) in FOLDERS.items():
-            path = folder / source / (name if task == "compress" else str(Path(name).with_suffix(".png")))
-            if not path.exists():
-                continue
-            before, after = read_rgb(path), read_rgb(folder / output_name / rows[task][path.name]["output_uri"])
+        path = folder / source / (name if task == "compress" else str(Path(name).with_suffix(".png")))
+        if path.name not in rows:
+            continue
+        row, original = rows[path.name], read_rgb(folder / "photos" / name)
+        after, kilobytes = read_rgb(folder / written / row["output_uri"]), None
+        if task == "compress":
+            size = row["bits_per_pixel"] * original.shape[0] * original.shape[1] / 8
+            jpeg = encode_jpeg_of_size(original, size)
+            before, kilobytes = decode_image(jpeg).rgb, (len(jpeg) / 1000, size / 1000)
+        else:
             # A small input is shown and measured after bicubic enlargement.
-            before = np.asarray(Image.fromarray(before).resize(after.shape[1::-1], Image.Resampling.BICUBIC))
-            cropped = original[: after.shape[0], : after.shape[1]]
-            before_db, after_db = psnr_db(before, cropped), psnr_db(after, cropped)
-            quality[task].append((before_db, after_db))
-            if name not in SHOWN:
-                continue
-            if task == "compress":
-                label = f"{codes[name]['bits_per_pixel']:.2f} bits/pixel, {codes[name]['psnr_db']:.1f} dB"
-                tiles[name] += [Tile(original, name), Tile(after, label)]
-            else:
-                # Colours show in the whole photo, everything else in its details.
-                shown = (reduce_whole(before), reduce_whole(after)) if task == "colorize" else (before, after)
-                tiles[name] += [Tile(rgb, f"{db:.1f} dB") for rgb, db in zip(shown, (before_db, after_db), strict=True)]
-    for name, row in tiles.items():
-        row.append(Tile(reduce_whole(read_rgb(folder / "stylized" / painted[name]["output_uri"])), ""))
-    return quality, list(tiles.values())
+            before = np.asarray(Image.fromarray(read_rgb(path)).resize(after.shape[1::-1], Image.Resampling.BICUBIC))
+        comparisons[name] = Comparison(before, after, original[: after.shape[0], : after.shape[1]], kilobytes)
+    return comparisons
 
 
-def reduce_whole(rgb: np.ndarray) -> np.ndarray:
-    """Return the largest square in the centre of an image, reduced to SIDE pixels."""
-    return np.asarray(ImageOps.fit(Image.fromarray(rgb), (SIDE, SIDE), Image.Resampling.LANCZOS))
+def read_style_example(folder: Path, photo: str, transfer: str) -> tuple[Tile, Tile, Tile]:
+    """Read a photo, a style, and the photo in this style."""
+    style, params = STYLE_TRANSFERS[transfer]
+    row = read_newest_rows(Store(str(folder / transfer)), [])[photo]
+    method = "--method gatys, by optimisation" if params.get("method") == "gatys" else "in one pass"
+    return (
+        Tile(read_rgb(folder / "to_paint" / photo), photo),
+        Tile(read_rgb(folder / "styles" / style), style),
+        Tile(read_rgb(folder / transfer / row["output_uri"]), method),
+    )
 
 
-def draw_styles(folder: Path) -> bytes:
-    """Draw the photos next to the result of each style transfer, below the styles; return a PNG."""
-    rows = {name: read_newest_rows(Store(str(folder / name)), []) for name in STYLE_TRANSFERS}
-    blank = np.full((256, 256, 3), 255, np.uint8)
-    lines = [[(blank, ""), *((read_rgb(folder / "styles" / style), style) for style, _ in STYLE_TRANSFERS.values())]]
-    for photo in SHOWN:
-        painted = [(read_rgb(folder / name / rows[name][photo]["output_uri"]), "") for name in STYLE_TRANSFERS]
-        lines.append([(read_rgb(folder / "to_paint" / photo), photo), *painted])
-    tiles = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
-    methods = [params.get("method", "adain") for _, params in STYLE_TRANSFERS.values()]
-    return draw_contact_sheet(["photo", *methods], tiles)
+def compare_styles(folder: Path) -> dict[str, Comparison]:
+    """Read the photos in STYLE_EXAMPLES, before and after one pass, by the name of the photo."""
+    examples = [read_style_example(folder, *example) for example in STYLE_EXAMPLES[:2]]
+    return {photo.label: Comparison(photo.rgb, painted.rgb, photo.rgb) for photo, _, painted in examples}
 
 
-def print_results(folder: Path, records: dict[str, dict[str, Any]], quality: dict[str, list[tuple[float, float]]]) -> None:
+def print_results(folder: Path, records: dict[str, dict[str, Any]], comparisons: dict[str, dict[str, Comparison]]) -> None:
     """Print the reject of the broken photo, one line for each run, and where the results are.
 
     Args:
         folder: folder of the demo.
         records: record of each run, by the folder that it wrote.
-        quality: PSNR in dB of the input and of the output of each image, by task.
+        comparisons: by task and photo.
     """
     show_failures(Store(str(folder / "compressed")))
     tasks = {name: task for task, (_, name) in FOLDERS.items()}
@@ -175,8 +163,9 @@ def print_results(folder: Path, records: dict[str, dict[str, Any]], quality: dic
         if task == "compress":
             bits = f"{record['quality']['bits_per_pixel_on_disk']:.3f}"
             psnr = f"{record['quality']['psnr_db']:.2f}"
-        elif task in quality:
-            psnr = " → ".join(f"{np.mean(values):.2f}" for values in zip(*quality[task], strict=True))
+        elif task in comparisons:
+            both = zip(*(shown.psnr_db() for shown in comparisons[task].values()), strict=True)
+            psnr = " → ".join(f"{np.mean(values):.2f}" for values in both)
         counts = [f"{record[key]}" for key in ("planned", "ok", "rejected")]
         lines.append([task, name, *counts, bits, psnr, f"{record['images_per_s']:.1f}"])
     print_table(["task", "folder", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s"], lines)
@@ -185,6 +174,6 @@ def print_results(folder: Path, records: dict[str, dict[str, Any]], quality: dic
             ("latents", f"{folder}/compressed/results"),
             *((name, f"{folder}/{name}/images") for name in records),
             ("before and after", f"{folder}/{RESULTS_SHEET}"),
-            ("styles", f"{folder}/{STYLE_SHEET}"),
+            ("next to the originals", f"{folder}/pictures"),
         ]
     )

@@ -21,6 +21,8 @@ PHOTOS = (
 )  # fmt: skip
 SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """Photos that the pictures of the demo show."""
+PAINTED = ("chelsea.png", "coffee.png", "rocket.jpg")
+"""Photos of the style transfers."""
 SIGMA = 25.0
 """Standard deviation of the added noise, in 8-bit levels."""
 SCRATCHES = 24
@@ -67,7 +69,7 @@ DEGRADATIONS: dict[str, Degradation] = {
     "noisy": add_noise, "damaged": add_scratches, "gray": remove_colours, "small": halve
 }  # fmt: skip
 """Folder of degraded copies → how they are made."""
-PHOTO_FILES = [*(f"to_paint/{name}" for name in SHOWN), *(f"styles/{name}" for name in PAINTINGS)]
+PHOTO_FILES = [*(f"to_paint/{name}" for name in PAINTED), *(f"styles/{name}" for name in PAINTINGS)]
 """Files that every demo writes again; existing photos and degraded copies stay as they are."""
 
 
@@ -93,7 +95,7 @@ def write_photos(folder: Path, record: FileRecord) -> None:
             copy.write_bytes(encode_rgb(degrade(rgb, number), "PNG"))
             if kind == "damaged":
                 Image.fromarray(draw_scratches(rgb, number)).save(copy.with_suffix(".mask.png"))
-    for name in SHOWN:
+    for name in PAINTED:
         record.write(f"to_paint/{name}", (photos / name).read_bytes())
     for name, paint in PAINTINGS.items():
         record.write(f"styles/{name}", encode_rgb(paint(), "PNG"))

@@ -182,7 +182,10 @@ class RowBuilder:
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)
         has_alpha = picture.alpha is not None and not output.drops_alpha
-        image_format = choose_output_format(picture.format, self.task.needs_lossless, self.job.image.format, has_alpha)
+        has_profile = picture.profile is not None
+        image_format = choose_output_format(
+            picture.format, self.task.needs_lossless, self.job.image.format, has_alpha, has_profile
+        )
         picture.is_gray = picture.is_gray and not output.has_colours
         picture.alpha = None if output.drops_alpha else match_alpha(picture.alpha, rgb)
         source_format = "JPEG" if picture.format == "MPO" else picture.format

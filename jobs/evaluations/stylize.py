@@ -57,6 +57,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
     shown = pick_evenly(list(contents), SHOWN)
+    style = Tile(limit_side(style_images[0], 256), "the style" if len(style_images) == 1 else "one of the styles")
 
     sweep, columns = [], []
     for alpha in config.at or ALPHAS:
@@ -109,10 +110,14 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         draw_contact_sheet(
             [
                 "content",
+                "style",
                 *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),
                 *(["one pass"] if len(columns) > len(sweep) else []),
             ],
-            [[Tile(limit_side(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
+            [
+                [Tile(limit_side(contents[n].rgb, 256), n), style, *(column[i] for column in columns)]
+                for i, n in enumerate(shown)
+            ],
         ),
         notes,
     )

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 MAX_PIXELS = 40_000_000
 """Default limit of width × height of a source image."""
-LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "HEIC", "RAW")
+"""Formats of sources that become JPEG or another lossy format, or that are lossy themselves."""
 
 
 class ImageConfig(BaseModel):

@@ -1,7 +1,6 @@
 """Decode image files to upright sRGB pixels."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from imagemill.pipeline.images.errors import DAMAGED_IMAGE, DECODER_ERRORS, Imag
 from imagemill.pipeline.images.fitting import apply_fitting, plan_fitting
 from imagemill.pipeline.images.icc import apply_transform, choose_transform
 from imagemill.pipeline.images.metadata import Metadata, select_metadata
+from imagemill.pipeline.images.orientation import TO_STORED_ORIENTATION
 from imagemill.pipeline.images.readers import select_reader
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.readers.signatures import HEAD_BYTES, identify_format, unreadable_error
@@ -20,18 +20,6 @@ from imagemill.pipeline.images.readers.zero_fill import find_zero_fill
 from imagemill.pipeline.images.samples import row_strips
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.store_failures import reason
-
-TO_STORED_ORIENTATION: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, -1),
-}
-"""By EXIF orientation: returns a view of an upright array (H,W,…) in the orientation that the file stores."""
 
 
 @dataclass
@@ -94,7 +82,7 @@ def decode_image(
     # `convert_image` closes the stream after decoding: memory must not hold both a large file and its pixels.
     del data
     try:
-        reader = select_reader(head)
+        reader = select_reader(stream.getvalue())
         check_pixel_limit(reader.read_size(stream), max_pixels)
         # A reader may close the stream, so search for damage first.
         zero_fill = find_zero_fill(identify_format(head), stream.getvalue())
@@ -118,7 +106,7 @@ def decode_stored_samples(data: bytes) -> np.ndarray:
     Raises:
         ImageError: as the reader of the format.
     """
-    stored = select_reader(data[:HEAD_BYTES]).read(io.BytesIO(data))
+    stored = select_reader(data).read(io.BytesIO(data))
     samples = stored.colour_samples(slice(0, stored.size[1]))
     upright = np.empty((*upright_shape(stored), *samples.shape[2:]), samples.dtype)
     TO_STORED_ORIENTATION[stored.orientation](upright)[:] = samples
@@ -145,12 +133,17 @@ def check_pixel_limit(size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 def read_pixel_count(data: bytes) -> int:
-    """Read width × height from the header of an image file; 0 if the header cannot be read."""
+    """Read width × height from the header of an image file, as a pixel budget counts it.
+
+    Returns:
+        More than width × height for formats that take more memory to decode; 0 if the header cannot be read.
+    """
     try:
-        width, height = select_reader(data[:HEAD_BYTES]).read_size(io.BytesIO(data))
+        reader = select_reader(data)
+        width, height = reader.read_size(io.BytesIO(data))
     except (ImageError, UnidentifiedImageError, *DECODER_ERRORS):
         return 0
-    return width * height
+    return width * height * reader.budget_factor
 
 
 def convert_image(stored: StoredImage, stream: io.BytesIO, config: ImageConfig) -> DecodedImage:

@@ -15,28 +15,38 @@ from imagemill.pipeline.images.samples import row_strips
 
 MAX_SIDES = {"JPEG": MAX_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
 """The largest width and height in pixels that libjpeg and libwebp write, and that libavif reads."""
+REPLACED_FORMATS = {"GIF": "PNG", "HEIC": "JPEG", "JPEG2000": "PNG", "JPEGXL": "PNG", "MPO": "JPEG", "RAW": "JPEG"}
+"""The format of an output, by the format of its source, where it differs."""
 FORMATS_WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 
 
 def choose_output_format(
-    source_format: str, exact: bool = False, requested_format: str | None = None, has_alpha: bool = False
+    source_format: str,
+    exact: bool = False,
+    requested_format: str | None = None,
+    has_alpha: bool = False,
+    has_profile: bool = False,
 ) -> str:
     """Choose the format of an output: the requested one, or else the source's if suitable.
 
-    PNG replaces GIF (its palette would ruin the result) and JPEG 2000 (Pillow writes no profile and no metadata into
-    it), and replaces BMP and PPM for transparent images, which Pillow does not write. JPEG replaces MPO.
+    PNG replaces GIF (its palette would ruin the result), JPEG 2000 (Pillow writes no profile and no metadata into it) and
+    JPEG XL (which may be lossless), and replaces BMP and PPM for images with transparency or a profile, which Pillow does
+    not write into them. JPEG replaces MPO, camera raw and opaque HEIC.
 
     Args:
         source_format: the format of the source, as in `DecodedImage.format`.
         exact: whether pixels must be lossless, so that PNG replaces the lossy formats.
         requested_format: the value of `image.format`.
         has_alpha: whether there is transparency to keep.
+        has_profile: whether there is an ICC profile to keep.
     """
     if requested_format:
         return requested_format.upper()
-    if (exact and source_format in LOSSY_FORMATS) or (has_alpha and source_format in ("BMP", "PPM")):
+    if exact and source_format in LOSSY_FORMATS:
         return "PNG"
-    return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
+    if (has_alpha and source_format in ("BMP", "HEIC", "PPM")) or (has_profile and source_format in ("BMP", "PPM")):
+        return "PNG"
+    return REPLACED_FORMATS.get(source_format, source_format)
 
 
 def check_output_size(size: tuple[int, int], image_format: str) -> None:

@@ -1,14 +1,4 @@
-"""Select the metadata of an output: what is true of it, and what its format can store.
-
-| | JPEG | PNG | WebP | AVIF | TIFF | BMP |
-|---|---|---|---|---|---|---|
-| EXIF | yes | yes | yes | yes | yes | |
-| XMP | yes | yes | yes | yes | yes | |
-| IPTC | yes | | | | yes | |
-| resolution | yes | yes | in EXIF | in EXIF | yes | yes |
-| comment | yes | yes | | | | |
-| PNG text | | yes | | | | |
-"""
+"""Select the metadata of an output: what is true of it, and what its format can store (docs/formats.md has the table)."""
 
 import struct
 from collections.abc import Mapping

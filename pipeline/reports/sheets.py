@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN, LABEL = 12, 24
-"""Pixels between the tiles, and pixels for a line of text."""
+MARGIN, LABEL, GAP = 12, 24, 32
+"""Pixels between the tiles, pixels for a line of text, and additional pixels between groups of columns."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,29 @@ def center_crop(rgb: np.ndarray, side: int) -> np.ndarray:
     return rgb[y : y + side, x : x + side]
 
 
-def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256) -> bytes:
+def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256, group: int = 0) -> bytes:
     """Draw a PNG with rows of center crops.
 
     Args:
-        columns: the heading of each column.
+        columns: the heading of each column; without any, the sheet has no line of headings.
         rows: the tiles of each row; a row is as high as its highest tile.
         side: largest side of a crop, in pixels.
+        group: number of neighbouring columns that belong together; wider gaps separate the groups. 0: no groups.
     """
     cropped = [[center_crop(tile.rgb, side) for tile in tiles] for tiles in rows]
     heights = [max((len(rgb) for rgb in tiles), default=0) for tiles in cropped]
-    width = MARGIN + len(columns) * (side + MARGIN)
-    height = 2 * MARGIN + LABEL + sum(heights) + len(rows) * (LABEL + MARGIN)
+    lefts = [MARGIN + number * (side + MARGIN) + (number // group * GAP if group else 0) for number in range(len(columns))]
+    top = 2 * MARGIN + LABEL if any(columns) else MARGIN
+    width = lefts[-1] + side + MARGIN
+    height = top + sum(heights) + len(rows) * (LABEL + MARGIN)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     heading, text = ImageFont.load_default(18), ImageFont.load_default(14)
-    for number, title in enumerate(columns):
-        draw.text((MARGIN + number * (side + MARGIN), MARGIN), title, "black", heading)
-    y = 2 * MARGIN + LABEL
+    for x, title in zip(lefts, columns, strict=True):
+        draw.text((x, MARGIN), title, "black", heading)
+    y = top
     for tiles, pictures, highest in zip(rows, cropped, heights, strict=True):
-        for number, (tile, rgb) in enumerate(zip(tiles, pictures, strict=True)):
-            x = MARGIN + number * (side + MARGIN)
+        for x, tile, rgb in zip(lefts, tiles, pictures, strict=False):
             sheet.paste(Image.fromarray(rgb), (x, y))
             draw.text((x, y + highest + 3), tile.label, "#333333", text)
         y += highest + LABEL + MARGIN

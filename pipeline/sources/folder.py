@@ -9,12 +9,14 @@ from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_ex
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_listing import Entry
 
-# HEIC and JPEG XL cannot be decoded here. They are listed so that each such file becomes a reject with a reason.
 IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"),
     *(".apng", ".dib", ".pam", ".pbm", ".pgm", ".pnm", ".ppm"),
     *(".j2k", ".jp2", ".jpf", ".jpx"),
-    *(".heic", ".heif", ".jxl"),
+    *(".heic", ".heif", ".hif", ".jxl"),
+    # camera raw
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
+    *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
 
 IMAGE_SIGNATURES = (
@@ -27,9 +29,11 @@ IMAGE_SIGNATURES = (
     b"RIFF",
     b"\0\0\0\x0cjP  ",
     b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL ",
+    b"FUJIFILMCCD-RAW",
 )
 # AVIF and HEIC files begin with the length of their first box, so the signature starts at byte 4.
-BOX_SIGNATURES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev")
+BOX_SIGNATURES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev", b"ftypcrx ")
 
 MASK_SUFFIX = ".mask.png"
 OTHER_KIND = "other"

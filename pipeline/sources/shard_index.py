@@ -34,7 +34,7 @@ OTHER_KINDS_KEY = b"others"
 """Metadata key of an index: JSON with the number of members of each kind that are not images."""
 SHARD_STATE_KEY = b"state"
 """Metadata key of an index: INDEX_VERSION, and the etag and size of the shard when it was indexed."""
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raise this number if the index of a shard changes, so that older indexes are made again."""
 
 

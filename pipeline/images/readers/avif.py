@@ -8,34 +8,22 @@ bits. Boxes follow ISO/IEC 14496-12 and 23008-12.
 import io
 import struct
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import imagecodecs
 import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace, parse_cicp
-from imagemill.pipeline.images.errors import broken_image, unsupported_format
+from imagemill.pipeline.images.errors import unsupported_format
+from imagemill.pipeline.images.orientation import STORED, find_orientation
 from imagemill.pipeline.images.readers.boxes import Box, find_box, iterate_boxes
+from imagemill.pipeline.images.readers.heif_items import is_turned, parse_clean_aperture, read_items, turn
 from imagemill.pipeline.images.readers.pillow import copy_metadata, open_with_pillow
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.samples import rescale, row_strips
 
 SAMPLE_ENTRY_BYTES = 78
 """Bytes of the fields in a video track's sample entry, before its boxes."""
-STORED = np.arange(6).reshape(2, 3)
-"""A stored image of six distinct pixels, on which rotations and mirrors are tracked."""
-UPRIGHT = {
-    1: STORED,
-    2: STORED[:, ::-1],
-    3: STORED[::-1, ::-1],
-    4: STORED[::-1],
-    5: STORED.T,
-    6: np.rot90(STORED, -1),
-    7: STORED[::-1, ::-1].T,
-    8: np.rot90(STORED),
-}
-"""STORED made upright, by EXIF orientation."""
 
 
 @dataclass
@@ -51,7 +39,7 @@ class Properties:
     colour_space: ColourSpace | None = None
     ignored_colours: str = ""
     is_sequence: bool = False
-    transformed: np.ndarray = field(default_factory=lambda: STORED)
+    upright: np.ndarray = field(default_factory=lambda: STORED)
     """STORED after the rotations and mirrors that were read so far."""
 
 
@@ -68,8 +56,8 @@ def read_properties(data: bytes) -> Properties:
         properties.is_sequence = True
         boxes = list(iterate_boxes(data, entry[1] + SAMPLE_ENTRY_BYTES, entry[2]))
         size = struct.unpack_from(">HH", data, entry[1] + 24)
-    elif meta := find_box(data, (b"meta",), 0, len(data)):
-        boxes = find_item_properties(data, meta)
+    else:
+        boxes = read_items(data).primary_properties(of_tiles=(b"av1C", b"colr"))
     for box_type, start, end in boxes:
         if box_type == b"ispe":
             size = struct.unpack_from(">II", data, start + 4)
@@ -80,15 +68,12 @@ def read_properties(data: bytes) -> Properties:
         elif box_type == b"colr":
             read_colours(data, start, end, properties)
         elif box_type == b"clap":
-            if not np.array_equal(properties.transformed, STORED):
+            if is_turned(properties.upright):
                 raise unsupported_format("AVIF with a crop (clap) after a rotation")
             properties.crop = parse_clean_aperture(struct.unpack_from(">8i", data, start), *size)
-        elif box_type == b"irot":
-            properties.transformed = np.rot90(properties.transformed, data[start] & 3)
-        elif box_type == b"imir":
-            is_horizontal = data[start] & 1
-            properties.transformed = properties.transformed[:, ::-1] if is_horizontal else properties.transformed[::-1]
-    properties.orientation = next(n for n, upright in UPRIGHT.items() if np.array_equal(upright, properties.transformed))
+        else:
+            properties.upright = turn(properties.upright, (box_type, start, end), data)
+    properties.orientation = find_orientation(properties.upright)
     return properties
 
 
@@ -103,45 +88,6 @@ def find_track_entry(data: bytes) -> Box | None:
     return None
 
 
-def find_item_properties(data: bytes, meta: Box) -> list[Box]:
-    """Find the properties of the primary item in their order, then those only its tiles have."""
-    _, start, end = meta
-    primary = find_box(data, (b"pitm",), start + 4, end)
-    container = find_box(data, (b"iprp", b"ipco"), start + 4, end)
-    if not primary or not container:
-        return []
-    item = int.from_bytes(data[primary[1] + 4 : primary[2]], "big")
-    all_properties = list(iterate_boxes(data, container[1], container[2]))
-    item_properties: list[Box] = []
-    properties_box = find_box(data, (b"iprp",), start + 4, end)
-    for box_type, at, stop in iterate_boxes(data, *properties_box[1:]) if properties_box else ():
-        if box_type == b"ipma":
-            indices = read_associations(data, at, stop).get(item, [])
-            item_properties += [all_properties[index - 1] for index in indices if 0 < index <= len(all_properties)]
-    item_types = {box_type for box_type, _, _ in item_properties}
-    # A grid item leaves properties that all of its tiles share to the tiles.
-    for tile_type in (b"av1C", b"colr"):
-        if tile_type not in item_types:
-            item_properties += [box for box in all_properties if box[0] == tile_type][:1]
-    return item_properties
-
-
-def read_associations(data: bytes, start: int, end: int) -> dict[int, list[int]]:
-    """Read the property indices of each item, from 1 on, out of a box `ipma`."""
-    version, flags = data[start], int.from_bytes(data[start + 1 : start + 4], "big")
-    (count,) = struct.unpack_from(">I", data, start + 4)
-    at, associations = start + 8, {}
-    index_bytes, id_bytes = (2 if flags & 1 else 1), (4 if version else 2)
-    index_mask = 0x7FFF if index_bytes == 2 else 0x7F
-    for _ in range(min(count, end - start)):
-        item, entries = int.from_bytes(data[at : at + id_bytes], "big"), data[at + id_bytes]
-        at += id_bytes + 1
-        starts = range(at, at + index_bytes * entries, index_bytes)
-        associations[item] = [int.from_bytes(data[i : i + index_bytes], "big") & index_mask for i in starts]
-        at += index_bytes * entries
-    return associations
-
-
 def read_colours(data: bytes, start: int, end: int, properties: Properties) -> None:
     """Read a colour box.
 
@@ -153,24 +99,6 @@ def read_colours(data: bytes, start: int, end: int, properties: Properties) -> N
     elif colour_type == b"nclx":
         code_points = struct.unpack_from(">HH", data, start + 4)
         properties.colour_space, properties.ignored_colours = parse_cicp(*code_points)
-
-
-def parse_clean_aperture(numbers: tuple[int, ...], width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a property `clap`: ISO/IEC 14496-12, 12.1.4.
-
-    Raises:
-        ImageError: with the class BrokenImage, if the rectangle is not inside the image or not aligned to pixels.
-    """
-    try:
-        crop_width, crop_height, x, y = (Fraction(n, d) for n, d in zip(numbers[0::2], numbers[1::2], strict=True))
-    except ZeroDivisionError:
-        crop_width = crop_height = x = y = Fraction(0)
-    left, top = x + (width - crop_width) / 2, y + (height - crop_height) / 2
-    corners = (left, top, left + crop_width, top + crop_height)
-    is_inside = 0 <= left < left + crop_width <= width and 0 <= top < top + crop_height <= height
-    if not is_inside or any(value.denominator != 1 for value in corners):
-        raise broken_image("AVIF: the clean aperture (clap) is not inside the image")
-    return tuple(int(value) for value in corners)  # type: ignore[return-value]
 
 
 def read_avif(stream: io.BytesIO) -> StoredImage:

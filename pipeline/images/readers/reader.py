@@ -101,3 +101,5 @@ class Reader:
     """Reads (width, height) from the header alone, without decoding and without allocating pixels."""
     read: Callable[[io.BytesIO], StoredImage]
     """Decodes the first frame. Raises ImageError for images that the reader cannot represent."""
+    budget_factor: int = 1
+    """How much more memory decoding a pixel takes than in other formats. See `PixelBudget`."""

@@ -6,16 +6,30 @@ from imagemill.pipeline.images.errors import ImageError, broken_image, unsupport
 
 HEAD_BYTES = 512
 """How many bytes of a file the functions here need."""
-AVIF_BRANDS = (b"avif", b"avis")
+BRANDS = {
+    "AVIF": (b"avif", b"avis"),
+    "HEIC": (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"),
+}
+"""By format: the brands of HEIF files that name its codec."""
 HEIF_CONTAINERS = (b"ftypmif1", b"ftypmsf1")
-"""Files that may hold images of any codec. Their other brands name the codec."""
+"""HEIF files that may hold images of any codec. Their other brands name the codec."""
+
+RAW_SIGNATURES: tuple[tuple[int, tuple[bytes, ...]], ...] = (
+    (0, (b"II*\0\x10\0\0\0CR", b"MM\0*\0\0\0\x10CR", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb")),
+    (0, (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")),
+    (4, (b"ftypcrx ",)),
+    (6, (b"HEAPCCDR",)),
+)
+"""Camera raw: CR2, RAF, MRW, X3F; ORF and RW2; CR3; CRW. Other cameras write TIFFs, which `is_camera_raw` recognises."""
 
 SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "AVIF": (4, (b"ftypavif", b"ftypavis", *HEIF_CONTAINERS)),
     "BMP": (0, (b"BM",)),
     "GIF": (0, (b"GIF87a", b"GIF89a")),
+    "HEIC": (4, (*(b"ftyp" + brand for brand in BRANDS["HEIC"]), *HEIF_CONTAINERS)),
     "JPEG": (0, (b"\xff\xd8\xff",)),
     "JPEG2000": (0, (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \x0d\x0a\x87\x0a")),
+    "JPEGXL": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
     "PNG": (0, (b"\x89PNG\r\n\x1a\n",)),
     "PPM": (0, tuple(b"P%c" % kind for kind in b"1234567fF")),
     "TIFF": (0, (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")),
@@ -25,9 +39,6 @@ SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
 
 UNSUPPORTED_FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "AVI video": (8, (b"AVI ",)),
-    "Canon raw (CR2)": (0, (b"II*\0\x10\0\0\0CR", b"MM\0*\0\0\0\x10CR")),
-    "Canon raw (CR3)": (4, (b"ftypcrx ",)),
-    "Canon raw (CRW)": (6, (b"HEAPCCDR",)),
     "DDS": (0, (b"DDS ",)),
     "DICOM": (128, (b"DICM",)),
     "DjVu": (0, (b"AT&TFORM",)),
@@ -35,20 +46,13 @@ UNSUPPORTED_FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "EMF": (40, (b" EMF",)),
     "FITS": (0, (b"SIMPLE  =",)),
     "FLIF": (0, (b"FLIF",)),
-    "Fujifilm raw (RAF)": (0, (b"FUJIFILMCCD-RAW",)),
     "GIMP (XCF)": (0, (b"gimp xcf",)),
-    "HEIC": (
-        4,
-        tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")),
-    ),
     "HEIF with AVC": (4, (b"ftypavci", b"ftypavcs")),
     "ICNS": (0, (b"icns",)),
     "JBIG2": (0, (b"\x97JB2\r\n\x1a\n",)),
     "JNG": (0, (b"\x8bJNG\r\n\x1a\n",)),
-    "JPEG XL": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
     "JPEG XR": (0, (b"II\xbc\x01", b"II\xbc\0")),
     "Matroska video": (0, (b"\x1aE\xdf\xa3",)),
-    "Minolta raw (MRW)": (0, (b"\0MRM",)),
     "MNG": (0, (b"\x8aMNG\r\n\x1a\n",)),
     "MP4 or MOV video": (
         4,
@@ -60,16 +64,13 @@ UNSUPPORTED_FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
             *(b"moov", b"mdat\0", b"wide", b"free\0\0"),
         ),
     ),
-    "Olympus raw (ORF)": (0, (b"IIRO", b"IIRS", b"MMOR")),
     "OpenEXR": (0, (b"\x76\x2f\x31\x01",)),
-    "Panasonic raw (RW2)": (0, (b"IIU\0",)),
     "PDF": (0, (b"%PDF-",)),
     "PostScript (EPS)": (0, (b"%!PS", b"\xc5\xd0\xd3\xc6")),
     "Photoshop (PSD)": (0, (b"8BPS",)),
     "QOI": (0, (b"qoif",)),
     "Radiance HDR": (0, (b"#?RADIANCE", b"#?RGBE")),
     "SGI": (0, (b"\x01\xda\0\1", b"\x01\xda\1\1", b"\x01\xda\0\2", b"\x01\xda\1\2")),
-    "Sigma raw (X3F)": (0, (b"FOVb",)),
     "Sun raster": (0, (b"\x59\xa6\x6a\x95",)),
     "WMF": (0, (b"\xd7\xcd\xc6\x9a",)),
 }
@@ -96,23 +97,23 @@ ICON = re.compile(rb"\0\0([\1\2])\0[^\0]\0..[^\xff]\0", re.DOTALL)
 
 
 def identify_format(head: bytes) -> str | None:
-    """Return the supported format of a file, a key of SIGNATURES; None for any other file.
+    """Return the format of a file, RAW or a key of SIGNATURES, if it is supported; else None.
 
     Args:
         head: the first HEAD_BYTES bytes of the file.
     """
-    if head.startswith(UNSUPPORTED_FORMATS["Canon raw (CR2)"][1]):
-        return None
+    if any(head.startswith(signatures, offset) for offset, signatures in RAW_SIGNATURES):
+        return "RAW"
     for image_format, (offset, signatures) in SIGNATURES.items():
-        if head.startswith(signatures, offset) and (image_format != "AVIF" or has_avif_brand(head)):
+        if head.startswith(signatures, offset) and has_brand(head, image_format):
             return image_format
     return None
 
 
-def has_avif_brand(head: bytes) -> bool:
-    """Return whether a HEIF container declares AVIF among its brands."""
+def has_brand(head: bytes, image_format: str) -> bool:
+    """Return whether a HEIF file declares the codec of a format among its brands. True for formats without brands."""
     brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
-    return any(brand in brands for brand in AVIF_BRANDS)
+    return image_format not in BRANDS or any(brand in brands for brand in BRANDS[image_format])
 
 
 def unreadable_error(head: bytes) -> ImageError:
@@ -133,7 +134,7 @@ def find_unsupported(head: bytes) -> ImageError | None:
         if head.startswith(signatures, offset):
             return unsupported_format(name)
     if head.startswith(HEIF_CONTAINERS, 4):
-        return unsupported_format("HEIC")
+        return unsupported_format("HEIF of an unknown codec")
     for name, (advice, signatures) in NOT_IMAGES.items():
         if head.startswith(signatures):
             return not_an_image(name, advice)

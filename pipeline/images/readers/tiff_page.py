@@ -188,6 +188,13 @@ class Page:
             raise broken_tiff(f"the tiles have {columns}×{rows} pixels in an image of {width}×{height} pixels")
         return columns, rows
 
+    @property
+    def end(self) -> int:
+        """The offset after the last strip or tile; 0 if the page has none."""
+        tags = ((STRIP_OFFSETS, STRIP_COUNTS), (TILE_OFFSETS, TILE_COUNTS))
+        locations = chain.from_iterable(zip(*map(self.numbers, pair), strict=False) for pair in tags)
+        return max((offset + size for offset, size in locations), default=0)
+
     def segments(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
         """Yield (top, left, [(offset, size)]) of each segment, with one location per plane.
 
@@ -221,7 +228,7 @@ def find_image_page(data: bytes) -> tuple[Page, int]:
     reduced, the image is a sub-page of the first of them.
 
     Raises:
-        ImageError: with the class UnsupportedFormat for a camera's raw file, or BrokenImage for a file without an image.
+        ImageError: with the class BrokenImage for a file without an image.
         struct.error: for a damaged file.
         ValueError: for a damaged file.
     """
@@ -229,17 +236,40 @@ def find_image_page(data: bytes) -> tuple[Page, int]:
     starts = list(iterate_directories(data, order, is_big, at))
     if not starts:
         raise broken_tiff("the file has no page")
-    first = read_page_at(data, starts[0], order, is_big)
-    sub_starts = [start for start in first.numbers(SUB_IFDS)[:MAX_TRIED_PAGES] if 0 < start < len(data)]
-    sub_pages = [read_page_at(data, start, order, is_big) for start in sub_starts]
-    if first.is_raw or any(page.is_raw for page in sub_pages) or data[8:10] == b"CR":
-        raise unsupported_format("a camera's raw file (DNG, CR2, NEF, …)")
+    first, *sub_pages = read_pages_at(data, starts[0], order, is_big)
     full_starts = [start for start in starts if not is_reduced(data, start, order, is_big)]
     candidates = (read_page_at(data, start, order, is_big) for start in full_starts[:MAX_TRIED_PAGES])
     image_page = next((page for page in chain(candidates, sub_pages) if page.is_image), first)
     if image_page.size == (0, 0):
         raise broken_tiff("the file has no page with an image")
     return image_page, max(len(full_starts), 1)
+
+
+def is_camera_raw(data: bytes) -> bool:
+    """Return whether a TIFF holds sensor data of a camera."""
+    return data[8:10] == b"CR" or bool(find_raw_pages(data))
+
+
+def find_raw_pages(data: bytes) -> list[Page]:
+    """Return the first page of a TIFF and its sub-pages if they hold sensor data; none if the file is damaged."""
+    try:
+        order, is_big, at = read_tiff_header(data)
+        start = next(iterate_directories(data, order, is_big, at), None)
+        return [] if start is None else [page for page in read_pages_at(data, start, order, is_big) if page.is_raw]
+    except (struct.error, ValueError):
+        return []
+
+
+def read_pages_at(data: bytes, start: int, order: str, is_big: bool) -> list[Page]:
+    """Read the page whose directory begins at `start`, and its sub-pages.
+
+    Raises:
+        struct.error: as `read_directory`.
+        ValueError: as `read_directory`.
+    """
+    first = read_page_at(data, start, order, is_big)
+    sub_starts = [start for start in first.numbers(SUB_IFDS)[:MAX_TRIED_PAGES] if 0 < start < len(data)]
+    return [first, *(read_page_at(data, start, order, is_big) for start in sub_starts)]
 
 
 def read_page_at(data: bytes, start: int, order: str, is_big: bool) -> Page:

@@ -1,0 +1,175 @@
+"""HEIC: libheif decodes through pi-heif, an optional library without encoders; boxes of the file say the rest.
+
+libheif applies crops, rotations and mirrors. The orientation in EXIF repeats them and is ignored. Gain maps, depth maps
+and thumbnails are left alone. Boxes follow ISO/IEC 14496-12, 14496-15 and 23008-12, parameter sets ITU-T H.265.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from imagemill.pipeline.images.colour import ColourSpace, parse_cicp
+from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
+from imagemill.pipeline.images.orientation import STORED, TO_STORED_ORIENTATION, find_orientation
+from imagemill.pipeline.images.readers.bits import BitReader
+from imagemill.pipeline.images.readers.extras import import_extra
+from imagemill.pipeline.images.readers.heif_items import parse_clean_aperture, read_derived_size, read_items, turn
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import rescale, row_strips
+
+HEVC_CONFIGURATION = b"hvcC"
+SEQUENCE_PARAMETER_SET = 33
+"""The type of the NAL unit that declares the size of a coded picture."""
+CODED_BLOCK = 64
+"""The largest side of a coding block. Coded sizes are padded to blocks."""
+
+
+@dataclass
+class Properties:
+    """What the boxes of a file say about its primary image."""
+
+    size: tuple[int, int] = (0, 0)
+    """(width, height) after the crop and before rotations."""
+    largest: tuple[int, int] = (0, 0)
+    """(width, height) of the largest picture that decoding may allocate."""
+    bits: int = 8
+    is_gray: bool = False
+    orientation: int = 1
+    profile: bytes | None = None
+    colour_space: ColourSpace | None = None
+    ignored_colours: str = ""
+
+
+def read_properties(data: bytes) -> Properties:
+    """Read the properties of the primary image.
+
+    Raises:
+        ImageError: with the class BrokenImage.
+    """
+    items, properties, upright = read_items(data), Properties(), STORED
+    declared: list[tuple[int, int]] = []
+    for box in items.primary_properties(of_tiles=(HEVC_CONFIGURATION, b"colr")):
+        box_type, start, end = box
+        if box_type == b"ispe":
+            properties.size = struct.unpack_from(">II", data, start + 4)  # type: ignore[assignment]
+            declared.append(properties.size)
+        elif box_type == HEVC_CONFIGURATION:
+            properties.bits = (data[start + 17] & 7) + 8
+            properties.is_gray = data[start + 16] & 3 == 0
+        elif box_type == b"colr" and data[start : start + 4] in (b"prof", b"rICC"):
+            properties.profile = data[start + 4 : end]
+        elif box_type == b"colr" and data[start : start + 4] == b"nclx":
+            code_points = struct.unpack_from(">HH", data, start + 4)
+            properties.colour_space, properties.ignored_colours = parse_cicp(*code_points)
+        elif box_type == b"clap":
+            left, top, right, bottom = parse_clean_aperture(struct.unpack_from(">8i", data, start), *properties.size)
+            properties.size = right - left, bottom - top
+        else:
+            upright = turn(upright, box, data)
+    if not declared:
+        raise broken_image("HEIC: the file declares no image")
+    check_dimensions("HEIC", *properties.size)
+    properties.orientation = find_orientation(upright)
+    if derived := read_derived_size(data, items.primary):
+        declared.append(derived)
+    # A file may declare a small image and contain a large one, which libde265 would allocate.
+    width, height = (-(-side // CODED_BLOCK) * CODED_BLOCK for side in declared[0])
+    for box in items.all_properties:
+        if box[0] == HEVC_CONFIGURATION:
+            declared += (size for size in coded_sizes(data[box[1] : box[2]]) if size[0] * size[1] > width * height)
+    properties.largest = max(declared, key=lambda size: size[0] * size[1])
+    return properties
+
+
+def coded_sizes(configuration: bytes) -> list[tuple[int, int]]:
+    """Return (width, height) of each sequence parameter set of a property `hvcC`."""
+    sizes, at = [], 23
+    for _ in range(configuration[22]):
+        unit_type = configuration[at] & 0x3F
+        (count,) = struct.unpack_from(">H", configuration, at + 1)
+        at += 3
+        for _ in range(count):
+            (length,) = struct.unpack_from(">H", configuration, at)
+            if unit_type == SEQUENCE_PARAMETER_SET:
+                sizes.append(parse_coded_size(configuration[at + 2 : at + 2 + length]))
+            at += 2 + length
+    return sizes
+
+
+def parse_coded_size(unit: bytes) -> tuple[int, int]:
+    """Return the (width, height) of a sequence parameter set: ITU-T H.265, 7.3.2.2."""
+    # An encoder inserts a byte of 3 wherever data would look like a start code.
+    bits = BitReader(unit[2:].replace(b"\0\0\3", b"\0\0"))
+    bits.skip(4)
+    sub_layers = bits.take(3)
+    bits.skip(1 + 96)
+    if sub_layers:
+        flags = [(bits.take(1), bits.take(1)) for _ in range(sub_layers)]
+        bits.skip(2 * (8 - sub_layers))
+        for has_profile, has_level in flags:
+            bits.skip(88 * has_profile + 8 * has_level)
+    bits.exp_golomb()
+    if bits.exp_golomb() == 3:
+        bits.skip(1)
+    return bits.exp_golomb(), bits.exp_golomb()
+
+
+def read_heic_size(stream: io.BytesIO) -> tuple[int, int]:
+    """Read (width, height) of the largest picture that decoding the primary image may allocate."""
+    return read_properties(stream.getvalue()).largest
+
+
+def read_heic(stream: io.BytesIO) -> StoredImage:
+    """Decode the primary image.
+
+    Raises:
+        ImageError: with the class MissingExtra, UnsupportedFormat or BrokenImage.
+    """
+    heif = load_library()
+    data = stream.getvalue()
+    properties = read_properties(data)
+    file = heif.HeifFile(data, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    image = file[file.primary_index]
+    if image.premultiplied_alpha:
+        raise unsupported_format("HEIC with premultiplied opacity")
+    # The samples are memory of libheif, which it releases together with `image`.
+    samples = np.asarray(image)
+    pixels = samples.copy() if samples.dtype == np.uint8 else scale_to_uint16(samples, properties.bits)
+    return StoredImage(
+        pixels=TO_STORED_ORIENTATION[properties.orientation](pixels),
+        format="HEIC",
+        mode="L" if properties.is_gray else "RGB",
+        has_alpha=image.has_alpha,
+        bit_depth=properties.bits,
+        frames=len(file),
+        orientation=properties.orientation,
+        profile=properties.profile,
+        exif=image.info["exif"],
+        xmp=image.info.get("xmp"),
+        colour_space=properties.colour_space,
+        ignored_colours=properties.ignored_colours,
+    )
+
+
+def scale_to_uint16(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Scale samples of more than 8 bits to the full range of uint16."""
+    pixels = np.empty(samples.shape, np.uint16)
+    for rows in row_strips(samples.shape[1], samples.shape[0]):
+        pixels[rows] = rescale(samples[rows], (1 << bits) - 1, 65535)
+    return pixels
+
+
+def load_library() -> ModuleType:
+    """Import pi-heif, and limit it to one thread and to primary images.
+
+    Raises:
+        ImageError: with the class MissingExtra.
+    """
+    heif = import_extra("pi_heif", "heif", "HEIC")
+    # Workers decode each image in one thread.
+    heif.options.DECODE_THREADS = 1
+    heif.options.THUMBNAILS = heif.options.DEPTH_IMAGES = heif.options.AUX_IMAGES = False
+    return heif
