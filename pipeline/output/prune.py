@@ -34,6 +34,8 @@ from imagemill.pipeline.storage import Store
 Kind = Literal["gone", "old versions", "request"]
 """Images that left all inputs; rows that a newer row replaced; or images that somebody asked to delete."""
 PENDING, REMOVED = "pending.parquet", "removed.parquet"
+IMAGES = "images/"
+"""Start of the names of all output files."""
 LEVEL = 9
 """zstd level of rewritten parts."""
 PARTS_AHEAD = 16
@@ -91,7 +93,7 @@ def finish_interrupted_prunes(output: Store, check: Callable[[], None]) -> None:
     for folder in sorted({posixpath.dirname(path) for path in paths}):
         if f"{folder}/{PENDING}" in paths:
             finish_prune(output, folder, check)
-        elif f"{folder}/{REMOVED}" not in paths:
+        elif f"{folder}/{PRUNED_RECORD}" in paths and f"{folder}/{REMOVED}" not in paths:
             output.delete(f"{folder}/{PRUNED_RECORD}")
 
 
@@ -162,7 +164,7 @@ def delete_files(output: Store, pending: pa.Table) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for row in rows.select(["output_uri", "output_sha256", "output_bytes", "is_overwritten"]).to_pylist():
         name = row["output_uri"]
-        if name not in in_use and stays_inside(name):
+        if name not in in_use and name.startswith(IMAGES) and stays_inside(name):
             # None: a run that was cut off may have replaced the file, so its content says nothing.
             digests.setdefault(name, set()).update({row["output_sha256"], *([None] if row["is_overwritten"] else [])})
             sizes[name] = max(sizes.get(name, 0), row["output_bytes"] or 0)
@@ -170,7 +172,7 @@ def delete_files(output: Store, pending: pa.Table) -> dict[str, int]:
         is_deleted = list(pool.map(partial(delete_file, output), digests.items()))
     if output.local:
         for name in digests:
-            delete_empty_folders(Path(output.full(name)).parent, Path(output.full("images")))
+            delete_empty_folders(Path(output.full(name)).parent, Path(output.full(IMAGES)))
     deleted = [name for name, is_gone in zip(digests, is_deleted, strict=True) if is_gone]
     size = sum(sizes[name] for name in deleted)
     return {"files": len(deleted), "bytes": size, "changed_files": len(digests) - len(deleted)}
