@@ -10,6 +10,7 @@ from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.origins import canonical_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.output.snapshot import ids_to_bytes
+from imagemill.pipeline.plan import name_in_output
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage
@@ -54,21 +55,24 @@ def list_sources(output: Store) -> Sources:
     configs, problems, moved = input_configs(output)
     listed_ids, empty_inputs = bytearray(), []
     for config in configs:
-        listed_before, problem = len(listed_ids), ""
+        listed_before, own_problems = len(listed_ids), list[str]()
         try:
-            source = open_input(str(config.input), config.storage, config.source)
+            # An image that source.include or source.exclude leaves out is still in the input.
+            every_image = config.source.model_copy(update={"include": [], "exclude": []})
+            source = open_input(str(config.input), config.storage, every_image)
             for image in list_images(source, output):
                 if isinstance(image, ListedImage):
-                    listed_ids += bytes.fromhex(image_id(image.rel_path))
+                    listed_ids += bytes.fromhex(image_id(name_in_output(image.rel_path, config.prefix)))
+                    if image.hides_images:
+                        own_problems.append(f"input {source.store.uri(image.path)}: {image.problem}")
         except (ConfigError, StorageError) as e:
-            problem = str(e)
+            own_problems.append(str(e))
         except store_failures() as e:
-            problem = f"input {config.input}: {reason(e)}"
+            own_problems.append(f"input {config.input}: {reason(e)}")
         if canonical_place(str(config.input)) in moved:
             continue
-        if problem:
-            problems.append(problem)
-        elif len(listed_ids) == listed_before:
+        problems += own_problems
+        if not own_problems and len(listed_ids) == listed_before:
             empty_inputs.append(str(config.input))
     return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems, empty_inputs)
 
@@ -94,6 +98,7 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str], set[str]]:
         except StorageError as e:
             problems.append(str(e))
             continue
-        configs[f"{config.input} {config.source} {config.storage}"] = config
+        # A prefix belongs to one input: that of its last run.
+        configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
     moved = {canonical_place(place) for record in records.values() for place in record.get("moved_from", ())}
     return list(configs.values()), problems, moved
