@@ -54,7 +54,7 @@ class PlanResult:
         rejects_waiting: rejected images that only retry_failed processes again.
         planned: images that a run would process.
         planned_bytes: total size of the files of the planned images in bytes, as far as the input lists sizes.
-        paths: names of the planned images, relative to the input.
+        paths: names of the planned images: relative to the input, behind `prefix` if there is one.
         warning: why the input may be the wrong one, or None.
         refusal: why a run would refuse this input, or None.
     """

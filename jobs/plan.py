@@ -66,8 +66,8 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
 def plan_values(job: ResolvedRun, plan: Plan) -> dict[str, Any]:
     """Return the object that `imagemill plan --json` prints. Its keys are an interface: they stay, new ones may come.
 
-    task, model_id, checkpoint_sha256, input, output, found, ignored, ignored_by_kind, done_before, rejects_waiting and
-    planned mean the same as in run.json. In addition:
+    task, model_id, checkpoint_sha256, input, prefix, output, found, ignored, ignored_by_kind, done_before, rejects_waiting
+    and planned mean the same as in run.json, except that prefix is null without one. In addition:
 
     - planned_bytes: size of the images to process, in bytes; images behind a URL count as 0.
     - estimated_s: expected duration in seconds, at the rate of the last run; null before the first run.
@@ -84,6 +84,7 @@ def plan_values(job: ResolvedRun, plan: Plan) -> dict[str, Any]:
         "model_id": job.card.name,
         "checkpoint_sha256": job.card.sha256,
         "input": job.source.url,
+        "prefix": job.config.prefix,
         "output": job.output.url,
         "found": plan.found,
         "ignored": plan.ignored.total(),

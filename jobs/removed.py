@@ -9,6 +9,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.output.snapshot import ids_to_bytes
+from imagemill.pipeline.plan import name_in_output
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage
@@ -49,10 +50,14 @@ def list_sources(output: Store) -> Sources:
     listed_ids = bytearray()
     for config in configs:
         try:
-            source = open_input(str(config.input), config.storage, config.source)
+            # An image that source.include or source.exclude leaves out is still in the input.
+            every_image = config.source.model_copy(update={"include": [], "exclude": []})
+            source = open_input(str(config.input), config.storage, every_image)
             for image in list_images(source, output):
                 if isinstance(image, ListedImage):
-                    listed_ids += bytes.fromhex(image_id(image.rel_path))
+                    listed_ids += bytes.fromhex(image_id(name_in_output(image.rel_path, config.prefix)))
+                    if image.hides_images:
+                        problems.append(f"input {source.store.uri(image.path)}: {image.problem}")
         except (ConfigError, StorageError) as e:
             problems.append(str(e))
         except store_failures() as e:
@@ -77,5 +82,6 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
         except StorageError as e:
             problems.append(str(e))
             continue
-        configs[f"{config.input} {config.source} {config.storage}"] = config
+        # A prefix belongs to one input: that of its last run.
+        configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
     return list(configs.values()), problems

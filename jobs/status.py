@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from imagemill.jobs.console import number, print_json, print_table, print_text
+from imagemill.jobs.console import number, one_line, print_json, print_table, print_text
 from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.output.lease import (
     BEAT_SECONDS,
@@ -13,6 +13,7 @@ from imagemill.pipeline.output.lease import (
     newest_fencing_token,
     read_holder,
 )
+from imagemill.pipeline.output.prefixes import read_prefixes
 from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.snapshot import read_snapshot
@@ -37,9 +38,9 @@ class Status:
 def show_status(output: Store, as_json: bool = False) -> None:
     """Print the status of an output, as text or as one JSON object.
 
-    The JSON keys are `output`, `images`, `rows`, `parts`, `images_pending`, `rejects_permanent`, `rejects_transient`, `runs`
-    (the last ten, oldest first, each with `run_id` and RUN_KEYS as in run.json) and `lease` (null, or `holder`, `is_alive`,
-    `heartbeat_age_s`).
+    The JSON keys are `output`, `images`, `rows`, `parts`, `images_pending`, `rejects_permanent`, `rejects_transient`,
+    `prefixes` (each with the location of its input), `runs` (the last ten, oldest first, each with `run_id` and RUN_KEYS as
+    in run.json) and `lease` (null, or `holder`, `is_alive`, `heartbeat_age_s`).
 
     Raises:
         StorageError: when the output does not exist or cannot be read.
@@ -83,6 +84,7 @@ def read_status(output: Store) -> Status:
         "images_pending": state.waiting,
         "rejects_permanent": transient.count(False),
         "rejects_transient": transient.count(True),
+        "prefixes": read_prefixes(output),
         "runs": runs,
     }
     return Status(content, fencing_token, holder)
@@ -108,6 +110,8 @@ def print_status(content: dict[str, Any]) -> None:
     rejects = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
     print_text(f"rejects: {rejects}. List them with: imagemill failures" if rejects else "rejects: none")
     print_pending(content["images_pending"])
+    if content["prefixes"]:
+        print_table(["prefix", "input"], [[one_line(text) for text in pair] for pair in content["prefixes"].items()])
     table = []
     for run in content["runs"]:
         rate = run["images_per_s"]

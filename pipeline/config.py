@@ -105,7 +105,16 @@ class RunConfig(Strict):
         f"least {MIN_MEASURED} and at most {MAX_MEASURED}. Measuring an image takes about ten times the work of encoding "
         "it, so the default takes at most 5 % of the time of a large run.",
     )
-    limit: int | None = Field(None, ge=1, description="Process at most N images.")
+    prefix: str | None = Field(
+        None,
+        description="Put this name in front of the names of all images (north/a.jpg), to keep several inputs apart in one "
+        "OUTPUT.",
+    )
+    limit: int | None = Field(None, ge=1, description="Process at most N images, a random sample of those to process.")
+    limit_order: Literal["random", "first"] = Field(
+        "random",
+        description="Choose the images of `limit` at random, always in the same order, or take the first ones by name.",
+    )
     retry_failed: bool | str = Field(
         False,
         description="Process only images that failed before and have not changed since. With a class, such as "
@@ -120,6 +129,10 @@ class RunConfig(Strict):
         False,
         description="Accept damaged and truncated images: their rows have damaged=true. Without it, each of them is a "
         "reject of the class DamagedImage.",
+    )
+    strict: bool = Field(
+        False,
+        description="End with exit code 5 if a folder of INPUT cannot be read. All other images are processed before.",
     )
     max_pixels: int = Field(
         MAX_PIXELS,

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.committed_rows import read_newest_rows
 from imagemill.pipeline.output.parts import list_parts
-from imagemill.pipeline.output.rejects import read_rejects
+from imagemill.pipeline.output.rejects import ABSENT_SCHEMA, read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.addresses import redact_secrets
-from imagemill.pipeline.sources.source import UNREADABLE_SHARD, ListedEntry, ListedImage
+from imagemill.pipeline.sources.selection import Selection
+from imagemill.pipeline.sources.source import UNREADABLE_FOLDER, UNREADABLE_SHARD, ListedEntry, ListedImage
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
@@ -56,8 +57,13 @@ class Plan:
     """Former place → number of images whose newest row was made from a source in that place, not from the present source."""
     moved_example: str | None = None
     """Name of an image in `moved`."""
-    absent: pa.Table | None = None
-    """Rejects of images that the input lacks (image_id, fence, run_id); None if a shard could not be read."""
+    gone_rejects: pa.Table = field(default_factory=ABSENT_SCHEMA.empty_table)
+    """Rejects of images that the input lacks (rejects.ABSENT_SCHEMA)."""
+    hidden_rejects: pa.Table = field(default_factory=ABSENT_SCHEMA.empty_table)
+    """Rejects of images that were not listed and may still exist (rejects.ABSENT_SCHEMA), because of `source.include`,
+    `source.exclude`, or a folder or shard that could not be read."""
+    unreadable_folders: dict[str, str] = field(default_factory=dict)
+    """Folder of the input that cannot be listed → why."""
     input_warning: str | None = None
     """Why the input may be the wrong place; run.json calls it `doubt`."""
     new_input: str | None = None
@@ -79,6 +85,9 @@ def make_plan(
     retry_failed: bool | str = False,
     accept_damaged: bool = False,
     limit: int | None = None,
+    limit_order: str = "random",
+    selection: Selection | None = None,
+    prefix: str | None = None,
 ) -> Plan:
     """Return the plan of a run: the listed images without those that have a committed row.
 
@@ -92,14 +101,17 @@ def make_plan(
             class. False processes new and changed images, and rejects with a transient cause.
         accept_damaged: process the images again whose newest reject is of the class DamagedImage.
         limit: process at most this many images.
+        limit_order: which images `limit` takes: "random", or "first" for the first ones of the listing.
+        selection: how `listed` was filtered.
+        prefix: as in build_references.
 
     Raises:
         StorageError: when the output cannot be read.
     """
-    inputs, ignored = build_references(listed, source, checkpoint_sha256, parameters)
+    inputs, ignored = build_references(listed, source, checkpoint_sha256, parameters, prefix)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = list_parts(output, "results"), list_parts(output, "rejects")
-    newest = read_newest_rows(output, results, inputs)
+    newest = read_newest_rows(output, results, inputs, prefix)
     accepted_classes = (DAMAGED_IMAGE,) if accept_damaged else ()
     retried_class = retry_failed if isinstance(retry_failed, str) else None
     history = read_rejects(output, rejects, ids, versions, accepted_classes, retried_class)
@@ -113,7 +125,8 @@ def make_plan(
         )
     is_done = newest.is_same_version & (newest.fencing_token >= 0)
     is_waiting = history.waits & ~is_done
-    selected = np.flatnonzero(~is_done & (is_retried if retry_failed else ~is_waiting))[:limit]
+    selected = np.flatnonzero(~is_done & (is_retried if retry_failed else ~is_waiting))
+    selected = selected[:limit] if limit_order == "first" else sample(selected, ids, limit)
     todo = inputs.take(selected)
     for name, values in (("attempts", attempts[selected].astype(np.int32)), ("known", newest.has_row[selected])):
         column = REFERENCE.get_field_index(name)
@@ -122,8 +135,7 @@ def make_plan(
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
     waiting_rejects = 0 if retry_failed else int(is_waiting.sum())
     parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
-    has_unread_shard = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
-    absent = None if has_unread_shard else history.absent
+    is_hidden = find_hidden(history.absent["rel_path"], inputs, selection, prefix)
     is_unrelated = bool(parts) and not newest.has_row.any() and not attempts.any()
     moved_rows = np.flatnonzero(newest.moved_from >= 0)
     image_counts = np.bincount(newest.moved_from[moved_rows], minlength=len(newest.places))
@@ -142,16 +154,76 @@ def make_plan(
         newest.total_rows,
         places,
         inputs["rel_path"][int(moved_rows[0])].as_py() if len(moved_rows) else None,
-        absent,
+        history.absent.filter(pc.invert(is_hidden)),
+        history.absent.filter(is_hidden),
+        dict(find_unreadable(inputs, UNREADABLE_FOLDER)),
     )
 
 
+def sample(selected: np.ndarray, ids: pa.Array, count: int | None) -> np.ndarray:
+    """Return `count` random elements of `selected`, in the order of the listing, in which shards are read fast.
+
+    An image id is a hash of a name, so the images with the smallest ids are a random sample: the same one in each call, and
+    part of any larger sample.
+
+    Args:
+        selected: indexes of images in the listing, ascending.
+        ids: image_id of all listed images.
+        count: size of the sample; None for all of `selected`.
+    """
+    if count is None or count >= len(selected):
+        return selected
+    smallest = pc.select_k_unstable(ids.take(pa.array(selected)), count, sort_keys=[("", "ascending")])
+    result: np.ndarray = np.sort(selected[smallest.to_numpy()])
+    return result
+
+
+def find_unreadable(inputs: pa.Table, *error_classes: str) -> list[tuple[str, str]]:
+    """Return the path and the problem of each folder or shard of a listing that could not be read."""
+    problems = inputs.filter(pc.is_valid(inputs["problem"])).select(["path", "problem"]).to_pylist()
+    pairs = ((row["path"], row["problem"].partition(": ")) for row in problems)
+    return [(path, problem) for path, (error_class, _, problem) in pairs if error_class in error_classes]
+
+
+def find_hidden(names: pa.ChunkedArray, inputs: pa.Table, selection: Selection | None, prefix: str | None) -> pa.Array:
+    """Return, per name, whether an image of this name may exist although it was not listed, (N,) bool.
+
+    Args:
+        names: rel_path of images that were not listed.
+        inputs: the listing (schema.REFERENCE).
+        selection: how the listing was filtered.
+        prefix: as in build_references.
+    """
+    unread = {path for path, _ in find_unreadable(inputs, UNREADABLE_FOLDER, UNREADABLE_SHARD)}
+
+    def is_hidden(name: str) -> bool:
+        name = name_in_input(name, prefix)
+        if selection and not selection.has_image(name):
+            return True
+        return not unread.isdisjoint(accumulate(name.split("/"), "{}/{}".format))
+
+    if not (selection or unread):
+        return pa.array(np.zeros(len(names), bool))
+    return pa.array(list(map(is_hidden, names.to_pylist())), pa.bool_())
+
+
 def build_references(
-    listed: Iterable[ListedEntry], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
+    listed: Iterable[ListedEntry],
+    source: Store,
+    checkpoint_sha256: str,
+    parameters: dict[str, Any],
+    prefix: str | None = None,
 ) -> tuple[pa.Table, Counter[str]]:
     """Return references to all listed images (schema.REFERENCE), and the number of other files of each kind.
 
     The columns `attempts` and `known` are 0 and false: make_plan fills them in.
+
+    Args:
+        listed: images, and the kinds of other files.
+        source: store that the paths of `listed` are relative to.
+        checkpoint_sha256: digest of the checkpoint.
+        parameters: all other values that change pixels or codes.
+        prefix: name in front of the names of all images; None to leave the names as they are.
     """
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
@@ -162,7 +234,7 @@ def build_references(
     while entries := list(islice(iterator, ENTRIES_PER_CHUNK)):
         images = [entry for entry in entries if isinstance(entry, ListedImage)]
         ignored.update(kind for kind in entries if isinstance(kind, str))
-        ids = [image_id(image.rel_path) for image in images]
+        ids = [image_id(name_in_output(image.rel_path, prefix)) for image in images]
         for index, image in enumerate(images):
             digest = bytes.fromhex(ids[index])
             if digest in seen_ids:
@@ -173,12 +245,13 @@ def build_references(
                 number = repeats[image.rel_path] if image.offset is None else image.offset
                 unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
                 images[index] = replace(image, rel_path=unique_name, problem=problem)
-                ids[index] = image_id(unique_name)
+                ids[index] = image_id(name_in_output(unique_name, prefix))
                 digest = bytes.fromhex(ids[index])
             seen_ids.add(digest)
         columns = {
             "image_id": ids,
             "version": [version(image.etag) for image in images],
+            "rel_path": [name_in_output(image.rel_path, prefix) for image in images],
             "source_uri": [source_uri(image, source) for image in images],
             "source_etag": [image.etag for image in images],
             "attempts": [0] * len(images),
@@ -190,6 +263,16 @@ def build_references(
             last_log = time.monotonic()
             log.info("listed %d images and %d other files so far", len(seen_ids), ignored.total())
     return pa.concat_tables(chunks), ignored
+
+
+def name_in_output(name: str, prefix: str | None) -> str:
+    """Return the name of an image in OUTPUT: its name within the input, behind the prefix of the input."""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def name_in_input(name: str, prefix: str | None) -> str:
+    """Return the name of an image within the input: the inverse of `name_in_output`."""
+    return name.removeprefix(f"{prefix}/") if prefix else name
 
 
 def source_uri(image: ListedImage, source: Store) -> str:

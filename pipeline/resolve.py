@@ -17,13 +17,16 @@ from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import LOSSY_FORMATS
 from imagemill.pipeline.output.origins import is_same_place
+from imagemill.pipeline.output.output_names import is_storable
 from imagemill.pipeline.output.ownership import check_output
 from imagemill.pipeline.output.parts import list_parts, read_parts
+from imagemill.pipeline.output.prefixes import read_location
 from imagemill.pipeline.output.run_history import list_run_ids, read_last_records, read_run_records
 from imagemill.pipeline.output.style_images import read_style_images
 from imagemill.pipeline.plan import Plan, make_plan
 from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input, list_images, open_input
+from imagemill.pipeline.sources.system_files import EXCLUDED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.user_code import UserCode, permitted, read_user_code
@@ -97,7 +100,7 @@ def resolve_task(config: RunConfig) -> tuple[Task, Params]:
     """Return the task of a config and its parameters, without reading any store.
 
     Raises:
-        ConfigError: when the task, a parameter or an image option is invalid, or the input or output is missing.
+        ConfigError: when the task, a parameter, the prefix or an image option is invalid, or the input or output is missing.
     """
     if config.task not in TASKS:
         raise ConfigError(f"task={config.task!r}: unknown. Valid: {', '.join(TASKS)}")
@@ -105,6 +108,11 @@ def resolve_task(config: RunConfig) -> tuple[Task, Params]:
     for key in ("input", "output"):
         if not getattr(config, key):
             raise ConfigError(f"{key}: missing. Give a folder or s3://bucket/prefix")
+    if config.prefix is not None and not is_storable(f"{config.prefix}/image"):
+        raise ConfigError(
+            f"prefix={config.prefix!r}: must be a name such as north, or several with / between them; not ., .., _renamed "
+            "or a name that ends like an image file"
+        )
     if not (config.checkpoint or task.default_checkpoint):
         raise ConfigError(
             f"checkpoint: missing. {task.name} has no bundled checkpoint. Give the folder of one, which `imagemill models "
@@ -172,7 +180,7 @@ def build_plan(resolved: ResolvedRun, store_indexes: bool = False) -> Plan:
         store_indexes: write the indexes of shards to the output; otherwise nothing is written.
 
     Raises:
-        StorageError: when the input or output cannot be read.
+        StorageError: when the output, the input or all images of the input cannot be read.
         ConfigError: when a manifest is malformed or lacks a column.
     """
     config = resolved.config
@@ -189,11 +197,27 @@ def build_plan(resolved: ResolvedRun, store_indexes: bool = False) -> Plan:
             retry_failed=config.retry_failed,
             accept_damaged=config.accept_damaged,
             limit=config.limit,
+            limit_order=config.limit_order,
+            selection=config.source.selection,
+            prefix=config.prefix,
         )
+        if plan.unreadable_folders:
+            if len(plan.unreadable_folders) == plan.found:
+                raise StorageError(describe_unreadable(plan, resolved.source))
+            warning = "%s. Such a folder is one reject, and all other images are processed"
+            log.warning(warning, describe_unreadable(plan, resolved.source))
         plan.input_warning, plan.new_input = find_input_warning(resolved, plan), find_new_input(resolved, plan)
         if plan.input_warning:
             log.warning("%s", plan.input_warning)
     return plan
+
+
+def describe_unreadable(plan: Plan, source: Input) -> str:
+    """Describe the folders of an input that cannot be listed."""
+    folder, problem = next(iter(plan.unreadable_folders.items()))
+    others = len(plan.unreadable_folders) - 1
+    more = f" ({others:,} more {'folder' if others == 1 else 'folders'} cannot be listed)" if others else ""
+    return f"input {source.store.uri(folder)}: {problem}{more}"
 
 
 def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
@@ -202,12 +226,20 @@ def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
     There are two reasons: the input holds no image, or it holds none of the images that the output has rows of. The second
     reason does not apply if an earlier run read the same input, because all of its images may have been replaced since.
     """
+    if not plan.found and resolved.config.source.selection:
+        excluded, others = plan.ignored[EXCLUDED], plan.ignored.total() - plan.ignored[EXCLUDED]
+        return (
+            f"{resolved.source.url}: source.include and source.exclude leave no image (excluded: {excluded:,}, other files: "
+            f"{others:,}). Check the patterns: they match paths below the input"
+        )
     if not plan.is_unrelated:
         other_files = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
         return None if plan.found else f"{resolved.source.url} holds no image{other_files}. Is it the right place?"
     # A run that ended before its plan processed nothing of its input.
-    earlier_inputs = [record["input"] for record in read_last_records(resolved.output) if "planned" in record]
-    if plan.found and resolved.source.url in earlier_inputs:
+    prefix = resolved.config.prefix
+    records = [record for record in read_last_records(resolved.output) if "planned" in record]
+    earlier_inputs = [record["input"] for record in records if record.get("prefix") == prefix]
+    if plan.found and (resolved.source.url in earlier_inputs or (prefix and not earlier_inputs)):
         return None
     origin = f", which was made from {earlier_inputs[-1]}" if earlier_inputs else ""
     return (
@@ -219,13 +251,23 @@ def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
 def find_new_input(resolved: ResolvedRun, plan: Plan) -> str | None:
     """Return why a run must refuse this plan, or None.
 
-    A run must not replace the outputs of other images that happen to have the same names. The key allow_new_input permits
-    the replacement, and the permission holds for later runs on the same input.
+    A run must not replace the outputs of other images that happen to have the same names, and a prefix belongs to one
+    location. The key allow_new_input permits a new location, and the permission holds for later runs on the same input.
     """
-    if not plan.moved or resolved.config.allow_new_input:
+    if resolved.config.allow_new_input:
+        return None
+    prefix = resolved.config.prefix
+    location = read_location(resolved.output, prefix) if prefix else None
+    if location and not is_same_place(location, resolved.source.url):
+        return (
+            f"input {resolved.source.url}: in {resolved.output.url}, the prefix {prefix} belongs to {location}. Choose "
+            "another prefix. If the input was moved or renamed, pass --allow-new-input (allow_new_input: true)"
+        )
+    if not plan.moved:
         return None
     records = read_run_records(resolved.output, list_run_ids(resolved.output))
-    allowed_run = max((record for record in records if "moved_from" in record), key=fencing_token_of, default=None)
+    records = [record for record in records if "moved_from" in record and record.get("prefix") == prefix]
+    allowed_run = max(records, key=fencing_token_of, default=None)
     if allowed_run and is_same_place(allowed_run["input"], resolved.source.url):
         return None
     [(place, _)] = plan.moved.most_common(1)
@@ -234,8 +276,8 @@ def find_new_input(resolved: ResolvedRun, plan: Plan) -> str | None:
     same_names += f"{redact_secrets(place)}{other_places}"
     return (
         f"input {resolved.source.url}: {same_names} (for example {redact_secrets(str(plan.moved_example))}), and a run "
-        f"would replace their outputs in {resolved.output.url}. Choose another output. If the input was moved or renamed, "
-        "pass --allow-new-input (allow_new_input: true)"
+        f"would replace their outputs in {resolved.output.url}. To keep both, choose another output, or name this input "
+        "with --prefix. If the input was moved or renamed, pass --allow-new-input (allow_new_input: true)"
     )
 
 

@@ -24,17 +24,26 @@ from imagemill.pipeline.execution import execute
 from imagemill.pipeline.logs import RunName
 from imagemill.pipeline.output.compact import compact, merge_new_parts
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
+from imagemill.pipeline.output.obsolete_rejects import input_key, record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
+from imagemill.pipeline.output.prefixes import record_prefix
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import import_pages, write_run_report
-from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, resolve_task, storage_errors
+from imagemill.pipeline.resolve import (
+    ResolvedRun,
+    build_plan,
+    check_output_task,
+    describe_unreadable,
+    resolve,
+    resolve_task,
+    storage_errors,
+)
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.sources.shard_index import delete_indexes
-from imagemill.pipeline.sources.source import SHARD_CHANGED
+from imagemill.pipeline.sources.source import SHARD_CHANGED, UNREADABLE_FOLDER
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
@@ -127,8 +136,10 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
                 lease.raise_above(plan.fencing_token)
-                if plan.absent is not None:
-                    record_obsolete_rejects(resolved.output, resolved.source.url, plan.absent)
+                if config.prefix:
+                    record_prefix(resolved.output, config.prefix, resolved.source.url)
+                key = input_key(resolved.source.url, config.prefix)
+                record_obsolete_rejects(resolved.output, key, plan.gone_rejects, plan.hidden_rejects)
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
@@ -148,6 +159,8 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     # An overwritten shard has a new etag. A shard that changed under the same etag was indexed wrongly.
                     delete_indexes(resolved.output)
                 check_rejects(config, counts, plan, resolved.output)
+                if config.strict and plan.unreadable_folders:
+                    raise StorageError(f"{describe_unreadable(plan, resolved.source)}. With --strict, this is an error")
             record.exit_reason, record.exit_code = "done", 0
         except BaseException as e:
             record_failure(record, e, resolved.output, plan)
@@ -181,6 +194,7 @@ def start_record(record: RunRecord, run_id: str, resolved: ResolvedRun, config_y
     record.config_sha256 = hashlib.sha256(config_yaml.encode()).hexdigest()
     record.parameters = json.dumps(resolved.parameters, sort_keys=True)
     record.input = resolved.source.url
+    record.prefix = resolved.config.prefix
     record.output = resolved.output.url
     record.started_at = datetime.now(UTC).isoformat(timespec="seconds")
     record.versions = package_versions()
@@ -219,17 +233,19 @@ def check_rejects(config: RunConfig, counts: Account, plan: Plan, output: Store)
     """Raise TooManyRejects if more images were rejected than max_reject_fraction allows.
 
     Rejects with a transient cause are tried again by every run. They count among the images of the whole input, so that a
-    few of them do not fail each run without new images, but an outage does.
+    few of them do not fail each run without new images, but an outage does. Folders do not count as images.
     """
-    new = len(plan.todo) - int(pc.sum(pc.greater(plan.todo["attempts"], 0)).as_py() or 0)
+    folders = counts.reasons.get(UNREADABLE_FOLDER, 0)
+    rejected = counts.rejected - folders
+    new = len(plan.todo) - folders - int(pc.sum(pc.greater(plan.todo["attempts"], 0)).as_py() or 0)
     # With retry_failed, failures are expected, so the limit does not apply.
     if config.retry_failed:
         return
-    for rejected, images in ((counts.rejected - counts.rejected_again, new), (counts.rejected, plan.found)):
-        if rejected >= config.min_rejects and rejected > config.max_reject_fraction * images:
-            reasons = ", ".join(f"{name} {count:,}" for name, count in list(counts.reasons.items())[:REASONS_SHOWN])
+    for count, images in ((rejected - counts.rejected_again, new), (rejected, plan.found - folders)):
+        if count >= config.min_rejects and count > config.max_reject_fraction * images:
+            reasons = ", ".join(f"{name} {number:,}" for name, number in list(counts.reasons.items())[:REASONS_SHOWN])
             raise TooManyRejects(
-                f"{rejected} of {images} images were rejected ({reasons}), more than max_reject_fraction="
+                f"{count} of {images} images were rejected ({reasons}), more than max_reject_fraction="
                 f"{config.max_reject_fraction:g} allows. List them with: imagemill failures {output.url}"
             )
 

@@ -31,6 +31,8 @@ class RunRecord:
     parameters: str | None = None
     """JSON of the parameters that change pixels or codes."""
     input: str | None = None
+    prefix: str | None = None
+    """Name in front of the names of all images of the input; absent without one."""
     output: str | None = None
     engine: str | None = None
     """local or ray."""

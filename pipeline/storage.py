@@ -5,7 +5,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
@@ -25,12 +24,10 @@ from imagemill.pipeline.store_failures import (
     reason,
     refusal,
 )
-from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, local_etag, local_files, without_markers
+from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, bucket_files, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
-FOLDERS_AT_ONCE = 16
-"""Folders of a bucket that are listed in parallel."""
 
 
 def split_scheme(url: str) -> tuple[str, str]:
@@ -48,26 +45,6 @@ def split_scheme(url: str) -> tuple[str, str]:
     if scheme not in SCHEMES:
         raise ConfigError(f"{url}: scheme {scheme!r} is not supported. Valid: {', '.join(SCHEMES)}")
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
-
-
-def list_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, info) of every object below a prefix.
-
-    The folders directly below the prefix are listed in parallel, because each page takes a round trip.
-    """
-    infos = store.ask(lambda: store.fs.ls(root, detail=True))
-    folders = [info["name"] for info in infos if info["type"] == "directory"]
-    if any(folder.endswith("/") for folder in folders):
-        # A folder without a name (`a//b.jpg`): s3fs would strip the slash and list the parent folder.
-        yield from store.ask(lambda: store.fs.find(root, detail=True)).items()
-        return
-    if len(folders) == 1 and len(infos) == 1:
-        yield from list_bucket(store, folders[0])
-        return
-    yield from ((info["name"], info) for info in infos)
-    with ThreadPoolExecutor(FOLDERS_AT_ONCE) as pool:
-        for objects in pool.map(lambda folder: store.ask(lambda: store.fs.find(folder, detail=True)), folders):
-            yield from objects.items()
 
 
 class Store:
@@ -163,25 +140,22 @@ class Store:
         answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **arguments)
         return answer
 
-    def entries(self, path: str = "", may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
+    def entries(self, path: str = "", skips: Callable[[str], bool] | None = None) -> Iterator[Entry]:
         """Yield every object below `path`; yield nothing if the folder does not exist.
 
         Args:
             path: folder.
-            may_skip: decides by the path below `path` whether a local folder may be unreadable (local_files).
+            skips: decides by the path below `path` whether a folder is skipped. If given, each skipped folder, and each
+                local folder that cannot be read, is one entry (store_listing.folder_entry).
 
         Raises:
             StorageError: when the store cannot be listed, or the bucket does not exist.
         """
         if self.local:
-            yield from local_files(self.full(path), self.root, may_skip)
+            yield from local_files(self.full(path), self.root, skips)
             return
         try:
-            objects = list_bucket(self, self.full(path))
-            files = ((full, info) for full, info in objects if info["type"] == "file" and not full.endswith("/"))
-            yield from without_markers(
-                Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"')) for full, info in files
-            )
+            yield from without_markers(bucket_files(self.full(path), self.root, self._ls, self._find, skips))
         except FileNotFoundError as e:
             if refusal(e)[1] == "NoSuchBucket":
                 bucket = self.root.partition("/")[0]
@@ -189,6 +163,15 @@ class Store:
             return
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
+
+    def _ls(self, folder: str) -> list[dict[str, Any]]:
+        """Return what lies directly in a folder of a bucket, as s3fs describes it."""
+        infos: list[dict[str, Any]] = self.ask(lambda: self.fs.ls(folder, detail=True))
+        return infos
+
+    def _find(self, folder: str) -> list[dict[str, Any]]:
+        """Return all objects below a folder of a bucket, as s3fs describes them."""
+        return list(self.ask(lambda: self.fs.find(folder, detail=True)).values())
 
     def names(self, path: str) -> list[str]:
         """Return the names of the files and folders directly in a folder; an empty list if the folder does not exist.

@@ -45,7 +45,7 @@ def field_option(
     choices = choices_of(field.annotation)
     declaration = typer.Option(
         flag or f"--{(name.removesuffix('s') if is_list else name).replace('_', '-')}",
-        help=" ".join(filter(None, [field.description, limits_of(field)])),
+        help=" ".join(filter(None, [field.description, limits_of(field), "Repeatable." if is_list else ""])),
         metavar=metavar or metavar_of(get_args(kind)[0] if is_list else kind, choices),
         autocompletion=(lambda incomplete: [c for c in choices if c.startswith(incomplete)]) if choices else None,
         rich_help_panel=panel,

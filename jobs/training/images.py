@@ -126,7 +126,8 @@ def list_training_images(inputs: list[Input]) -> pa.Table:
             row = {"source": index, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
             rows.append({**row, "base": image.base, "size": image.size, "source_etag": image.etag, "problem": image.problem})
     if not rows:
-        raise ConfigError(f"input: no images in {', '.join(source.url for source in inputs)}. Check the locations")
+        filters = ", and source.include and source.exclude" if inputs[0].config.selection else ""
+        raise ConfigError(f"input: no images in {', '.join(source.url for source in inputs)}. Check the locations{filters}")
     return pa.Table.from_pylist(rows, EXAMINED)
 
 

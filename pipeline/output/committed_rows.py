@@ -48,7 +48,7 @@ def match_versions(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[
     return table.filter(pa.array(is_same)), index[is_same]
 
 
-def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> NewestRows:
+def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table, prefix: str | None = None) -> NewestRows:
     """Find the newest committed row of each listed image.
 
     A row whose output files may have been overwritten by a later run does not count.
@@ -57,6 +57,7 @@ def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> N
         output: the OUTPUT.
         parts: paths of its result parts.
         inputs: image_id, version, source_uri and rel_path of the listed images, as in schema.REFERENCE.
+        prefix: name in front of every rel_path that is not part of the source_uri.
 
     Raises:
         StorageError: when a part is damaged.
@@ -64,6 +65,7 @@ def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> N
     ids, versions = (inputs[name].combine_chunks() for name in KEYS)
     # The text of millions of images can exceed the 32-bit offsets of plain strings.
     uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
+    names = pc.utf8_slice_codeunits(names, len(f"{prefix}/") if prefix else 0)
     is_same_version, has_row, has_files = (np.zeros(len(ids), bool) for _ in range(3))
     superseding = read_superseded(output, ids)
     newest = NewestRows(

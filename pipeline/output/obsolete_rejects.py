@@ -22,35 +22,45 @@ KEYS = ["image_id", "fence"]
 NOTE_LEVEL = 3
 
 
-def record_obsolete_rejects(output: Store, source: str, absent: pa.Table) -> None:
+def record_obsolete_rejects(output: Store, source: str, gone: pa.Table, hidden: pa.Table) -> None:
     """Write the note of an input: the rejects whose images are no longer in it.
 
     Args:
         output: the OUTPUT.
-        source: URL of the input that was listed.
-        absent: rejects of images that were not listed, from `rejects.read_rejects`. Those of other inputs are ignored.
+        source: key of the input that was listed (input_key). Rejects of other inputs are ignored.
+        gone: rejects of images that are not in the input (rejects.ABSENT_SCHEMA).
+        hidden: rejects of images that were not listed and may be in the input, with the same schema. They stay in the note
+            if they are there, and do not get into the note.
 
     Raises:
         StorageError, OSError: when OUTPUT cannot be read or written.
     """
     path = f"{FOLDER}/{hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}.parquet"
-    runs = [run_id for run_id in absent["run_id"].unique().to_pylist() if run_id and run_input_url(output, run_id) == source]
-    obsolete = absent.filter(pc.is_in(absent["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
+    if len(hidden) and output.exists(path):
+        noted = reject_keys(read_parts(output, [path], KEYS)).combine_chunks()
+        gone = pa.concat_tables([gone, hidden.filter(pc.is_in(reject_keys(hidden), value_set=noted))])
+    runs = [run_id for run_id in gone["run_id"].unique().to_pylist() if run_id and run_input_key(output, run_id) == source]
+    obsolete = gone.filter(pc.is_in(gone["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
     if len(obsolete):
         output.write(path, parquet_bytes(obsolete, NOTE_LEVEL))
     elif output.exists(path):
         output.delete(path)
 
 
-def run_input_url(output: Store, run_id: str) -> str | None:
-    """Return the URL of a run's input; None if the run left no readable record."""
+def input_key(url: str, prefix: str | None) -> str:
+    """Return what tells the inputs of an OUTPUT apart: the prefix of an input, or the URL of an input without a prefix."""
+    return f"prefix {prefix}" if prefix else url
+
+
+def run_input_key(output: Store, run_id: str) -> str | None:
+    """Return the key of a run's input; None if the run left no readable record."""
     try:
         for record in read_run_records(output, [run_id]):
-            return str(record["input"])
+            return input_key(record["input"], record.get("prefix"))
         config = read_run_config(output, {"run_id": run_id})
     except (FileNotFoundError, StorageError):
         return None
-    return Store(str(config.input), config.storage).url
+    return input_key(Store(str(config.input), config.storage).url, config.prefix)
 
 
 def is_obsolete(output: Store, rejects: pa.Table) -> np.ndarray:

@@ -13,7 +13,9 @@ from imagemill.pipeline.output.parts import KEYS, list_parts, read_parts, scan_p
 from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.storage import Store
 
-ABSENT_SCHEMA = pa.schema([("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string())])
+ABSENT_SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string()), ("rel_path", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class RejectHistory:
     is_retried: np.ndarray
     """bool: whether `--retry-failed` selects the newest reject of this version."""
     absent: pa.Table
-    """The newest reject of each image that the listing does not contain: image_id, fence, run_id."""
+    """The newest reject of each image that the listing does not contain (ABSENT_SCHEMA)."""
 
 
 def read_rejects(
@@ -54,7 +56,7 @@ def read_rejects(
     attempts, waits, is_retried = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     newest_fencing_token = np.full(len(ids), -1, np.int64)
     absent = [ABSENT_SCHEMA.empty_table()]
-    for chunk in scan_parts(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id"]):
+    for chunk in scan_parts(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id", "rel_path"]):
         chunk = chunk.set_column(
             chunk.schema.get_field_index("fence"), "fence", chunk["fence"].fill_null(0).cast(pa.int64())
         )

@@ -17,7 +17,7 @@ from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.parts import list_new_parts
 from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
-from imagemill.pipeline.plan import build_references
+from imagemill.pipeline.plan import build_references, name_in_input
 from imagemill.pipeline.reports.charts import Histogram, Projection, Trend
 from imagemill.pipeline.reports.run_figures import (
     Reason,
@@ -120,11 +120,11 @@ def rewrite_report(output: Store, run_id: str) -> str:
         config = read_run_config(output, record)
         try:
             source = open_input(str(config.input), config.storage, config.source)
-            images = find_images(source, {row["rel_path"] for row in rows}, output)
+            images = find_images(source, {name_in_input(row["rel_path"], config.prefix) for row in rows}, output)
         except store_failures(ConfigError, StorageError) as e:
             log.info("the report shows no input images: %s", reason(e))
             return source_reader(config, [])
-        return source_reader(config, build_references(images, source.store, "", {})[0].to_pylist())
+        return source_reader(config, build_references(images, source.store, "", {}, config.prefix)[0].to_pylist())
 
     return save_report(output, record, set(), open_sources)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from imagemill.pipeline.sources.source import ListedEntry, ListedImage, escape_name
+from imagemill.pipeline.sources.source import UNREADABLE_FOLDER, ListedEntry, ListedImage, escape_name
 from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_excluded_folder
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_listing import Entry
@@ -59,7 +59,7 @@ def file_kind(name: str) -> str:
 
 def list_folder(store: Store) -> Iterator[ListedEntry]:
     """List every image file, and the kind of each other file, by their names."""
-    return (classify_file(entry) for entry in store.entries(may_skip=is_excluded_folder))
+    return (classify_file(entry) for entry in store.entries(skips=is_excluded_folder))
 
 
 def attach_masks(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
@@ -93,12 +93,23 @@ def is_mask(image: ListedImage) -> bool:
 
 
 def classify_file(entry: Entry) -> ListedEntry:
-    """Return a file of a store as a listed image, or the kind of a file that is not an image."""
-    if is_excluded(entry.path):
+    """Return a file of a store as a listed image, or the kind of a file that is not an image.
+
+    A folder that cannot be listed is a listed image with a problem, and a skipped folder counts as one excluded file.
+    """
+    if entry.path.endswith("/") and entry.problem:
+        shown = escape_name(entry.path.rstrip("/"))
+        return ListedImage(shown, 0, entry.etag, shown, problem=f"{UNREADABLE_FOLDER}: {entry.problem}")
+    if entry.path.endswith("/") or is_excluded(entry.path):
         return EXCLUDED
     if not is_image_name(entry.path):
         return file_kind(entry.path)
     return reject_unreadable(entry) or ListedImage(entry.path, entry.size, entry.etag, entry.path)
+
+
+def is_unreadable_folder(image: ListedImage) -> bool:
+    """Return whether a listed image stands for a folder that cannot be listed."""
+    return (image.problem or "").startswith(UNREADABLE_FOLDER)
 
 
 def reject_unreadable(entry: Entry) -> ListedImage | None:

@@ -9,11 +9,12 @@ from itertools import chain
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 from imagemill.pipeline.sources import manifest
-from imagemill.pipeline.sources.folder import attach_masks, classify_file
+from imagemill.pipeline.sources.folder import attach_masks, classify_file, is_unreadable_folder
+from imagemill.pipeline.sources.selection import Selection
 from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
 from imagemill.pipeline.sources.shard_index import index_shard
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, SourceConfig
-from imagemill.pipeline.sources.system_files import is_excluded, is_excluded_folder
+from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_excluded_folder
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_listing import Entry
@@ -97,6 +98,11 @@ def list_images(
         StorageError: when the store cannot be listed.
         ConfigError: when a column that the config names does not exist, or a manifest is invalid.
     """
+    return select_images(list_unfiltered(source, output, masks, store_indexes), source.config.selection)
+
+
+def list_unfiltered(source: Input, output: Store | None, masks: bool, store_indexes: bool) -> Iterator[ListedEntry]:
+    """List an input like `list_images`, with images that the config does not select."""
     may_be_manifest = source.file is not None and manifest.is_manifest(source.file)
     if source.file and may_be_manifest and (source.config.uri or not shard_format(source.file)):
         return iter(manifest.list_manifest(source.store, source.file, source.config))
@@ -110,6 +116,21 @@ def list_images(
             return iter(manifest.list_manifest(source.store, source.file, source.config))
         entries = chain([first], entries)
     return attach_masks(entries) if masks else entries
+
+
+def select_images(entries: Iterator[ListedEntry], selection: Selection) -> Iterator[ListedEntry]:
+    """Replace the images that are not selected by the kind EXCLUDED.
+
+    The reject of a folder or shard stays if images in it may be selected.
+    """
+    if not selection:
+        return entries
+
+    def is_selected(image: ListedImage) -> bool:
+        is_container = is_unreadable_folder(image) or (image.rel_path == image.path and shard_format(image.path))
+        return (selection.may_enter if is_container else selection.has_image)(image.rel_path)
+
+    return (entry if isinstance(entry, str) or is_selected(entry) else EXCLUDED for entry in entries)
 
 
 def find_images(source: Input, names: set[str], output: Store) -> list[ListedImage]:
@@ -161,14 +182,21 @@ def candidate_files(name: str) -> list[str]:
 
 def list_files(source: Input, output: Store | None, store_indexes: bool) -> Iterator[ListedEntry]:
     """List image files in the order of the store, and the images of shards, a few of which are indexed ahead."""
-    files = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
+    selection = source.config.selection
+
+    def is_skipped(folder: str) -> bool:
+        return is_excluded_folder(folder) or not selection.may_enter(folder)
+
+    files = iter([source.store.entry(source.file)]) if source.file else source.store.entries(skips=is_skipped)
     with ThreadPoolExecutor(SHARD_THREADS) as pool:
 
         def submit(file: Entry) -> HasResult[list[ListedEntry]]:
             form = shard_format(file.path)
-            # Exclusion by name does not apply to a shard that the user named as INPUT.
-            if form is None or (not source.file and is_excluded(file.path)):
+            if form is None:
                 return Ready([classify_file(file)])
+            # Exclusion by name does not apply to a shard that the user named as INPUT.
+            if not source.file and (is_excluded(file.path) or not selection.may_enter(file.path)):
+                return Ready([EXCLUDED])
             return pool.submit(index_shard, form, source.store, source.config, file, output, store_indexes)
 
         yield from chain.from_iterable(map_ahead(submit, files, SHARD_THREADS))

@@ -56,7 +56,7 @@ def index_shard(
     """
     if rejected := reject_unreadable(shard):
         return [rejected]
-    identity = f"{shard.path}\n{config.model_dump_json()}"
+    identity = f"{shard.path}\n{config.reading}"
     path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
     state = f"{INDEX_VERSION}\n{shard.etag}\n{shard.size}".encode()
     if output and (entries := read_index(output, path, state)) is not None:

@@ -6,22 +6,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from imagemill.pipeline.sources.selection import Selection, compile_pattern, select_by
 from imagemill.pipeline.storage import Store
 
 UNREADABLE_SHARD = "UnreadableShard"
 """Error class of a shard that its store could not deliver; the next run lists the shard again without `--retry-failed`."""
+
+UNREADABLE_FOLDER = "UnreadableFolder"
+"""Error class of a folder that cannot be listed. Every run tries to list it."""
 
 SHARD_CHANGED = "ShardChanged"
 """Error class of a shard member whose bytes differ from the digest in the index of the shard."""
 
 
 class SourceConfig(BaseModel):
-    """How to read shards and manifests. Columns without a name here are found by their usual names."""
+    """Which images to read, and how to read shards and manifests. Columns without a name are found by their usual names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    include: list[str] = Field(
+        default_factory=list,
+        description="Read only images whose names match one of these patterns, such as '*.jpg' or albums/2026/.",
+    )
+    exclude: list[str] = Field(
+        default_factory=list, description="Do not read images whose names match one of these patterns, such as drafts/."
+    )
     image: str | None = Field(
         None,
         description="Parquet: read images from this column. Its type is binary, a struct with `bytes`, or lists of them.",
@@ -38,6 +49,24 @@ class SourceConfig(BaseModel):
     http: Literal["refuse", "public", "any"] = Field(
         "refuse", description="Manifest: refuse http(s) URLs, allow those with public addresses, or allow any."
     )
+
+    @property
+    def selection(self) -> Selection:
+        """The images that `include` and `exclude` select."""
+        return select_by(tuple(self.include), tuple(self.exclude))
+
+    @property
+    def reading(self) -> str:
+        """JSON of the keys that change what a shard contains, for the identity of its index."""
+        return self.model_dump_json(exclude={"include", "exclude"})
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def check_patterns(cls, patterns: list[str]) -> list[str]:
+        """Reject invalid patterns."""
+        for pattern in patterns:
+            compile_pattern(pattern)
+        return patterns
 
 
 @dataclass(frozen=True)
@@ -66,6 +95,11 @@ class ListedImage:
     """Size of the mask in bytes."""
     extra: str | None = None
     """JSON object of columns or sidecar files, for the column `extra`."""
+
+    @property
+    def hides_images(self) -> bool:
+        """Whether this is the reject of a folder or shard that could not be read, so that images in it are not listed."""
+        return (self.problem or "").startswith((UNREADABLE_FOLDER, UNREADABLE_SHARD))
 
 
 ListedEntry = ListedImage | str

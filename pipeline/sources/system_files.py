@@ -20,6 +20,8 @@ FOLDERS = (
     *(".thumbnails", ".thumb", ".thumbs", ".sh_thumbnails", ".xvpics", ".ipynb_checkpoints"),
     # synchronisation: deleted, old and half-written files
     *(".dropbox.cache", ".stversions", ".sync", ".tmp.drivedownload", ".tmp.driveupload"),
+    # version control
+    *(".git", ".hg", ".svn"),
     # Windows and file systems
     *("System Volume Information", "lost+found"),
 )

@@ -47,6 +47,8 @@ STILL_WRITTEN = "it was cut off, or is still being written"
 LOST = "the members after it are lost"
 RANGE_BYTES = 8 << 20
 """Bytes of a shard in S3 that are fetched at a time."""
+NEAR_BYTES = 256 << 10
+"""If a member begins at most this far behind the bytes fetched last, the members are read one after the other."""
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 SIGNATURES = {
     "a ZIP archive": rb"PK\x03\x04",
@@ -307,6 +309,7 @@ class TarReader:
         is_compressed = find_decompressor(store.read_range(path, 0, min(MAGIC_BYTES, self.size)))
         self.decompressed = open_shard(store, path) if is_compressed else None
         self._buffer, self._buffer_offset = b"", 0
+        """The bytes of the shard that were fetched last, and their offset."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of the decompressed shard from `offset`."""
@@ -315,7 +318,9 @@ class TarReader:
             return self.decompressed.read(size)
         start = offset - self._buffer_offset
         if start < 0 or start + size > len(self._buffer):
-            length = min(max(size, RANGE_BYTES), self.size - offset)
+            # A run over a sample jumps from member to member, and does not need the bytes between them.
+            is_next = 0 <= start - len(self._buffer) <= NEAR_BYTES
+            length = min(max(size, RANGE_BYTES), self.size - offset) if is_next else size
             self._buffer, self._buffer_offset, start = self.store.read_range(self.path, offset, length), offset, 0
         return self._buffer[start : start + size]
 

@@ -35,8 +35,8 @@ def test_plan_json_has_stable_keys(imagemill, tmp_path, photos):
     values = json.loads(out)
     assert code == 0
     assert list(values) == [
-        "task", "model_id", "checkpoint_sha256", "input", "output", "found", "ignored", "ignored_by_kind", "done_before",
-        "rejects_waiting", "planned", "planned_bytes", "estimated_s", "input_warning", "refusal", "workers",
+        "task", "model_id", "checkpoint_sha256", "input", "prefix", "output", "found", "ignored", "ignored_by_kind",
+        "done_before", "rejects_waiting", "planned", "planned_bytes", "estimated_s", "input_warning", "refusal", "workers",
         "workers_free", "engine", "engine_reason",
     ]  # fmt: skip
     assert (values["task"], values["found"], values["planned"], values["ignored_by_kind"]) == ("denoise", 3, 3, {"txt": 1})

@@ -91,6 +91,27 @@ def test_plan_is_the_input_minus_committed_rows(
         assert plan.parts == {*list_parts(output, "results"), *list_parts(output, "rejects")}
 
 
+def test_plan_limit_takes_the_same_random_images(tmp_path: Path) -> None:
+    """A larger limit adds images to the sample, and the next run goes on with other images."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    for number in range(200):
+        source.write(f"{number:03}.jpg", b"1")
+    samples = [paths_of(plan_input(source, output, SHA, PARAMS, limit=limit)) for limit in (20, 20, 50, 200, 999)]
+    assert [len(sample) for sample in samples] == [20, 20, 50, 200, 200]
+    assert samples[0] == samples[1]
+    assert set(samples[0]) < set(samples[2])
+    assert all(sample == sorted(sample) for sample in samples)
+    # The sample is spread over the names: each quarter of the input has some of its images.
+    assert len({int(name[:3]) // 50 for name in samples[0]}) == 4
+    assert paths_of(plan_input(source, output, SHA, PARAMS, limit=3, limit_order="first")) == [
+        "000.jpg",
+        "001.jpg",
+        "002.jpg",
+    ]
+    put(output, "results", [key(path, etags(source)[path]) for path in samples[0]])
+    assert set(paths_of(plan_input(source, output, SHA, PARAMS, limit=30))) == set(samples[2]) - set(samples[0])
+
+
 def test_plan_is_empty_when_all_is_committed(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)

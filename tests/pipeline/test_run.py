@@ -145,7 +145,9 @@ def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops, engine):
 
 def test_run_id_is_unique(tmp_path, crops):
     fill(tmp_path / "in", crops)
-    config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
+    config = RunConfig(
+        task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1, limit_order="first"
+    )
     for malformed_id in ("lease", "../../x", "mine"):
         with pytest.raises(ConfigError, match=r"run_id=.*must look like"):
             run(config, run_id=malformed_id)
@@ -228,7 +230,7 @@ def test_known_rejects_fail_a_run_only_in_an_outage(tmp_path, crops):
 
 def test_output_belongs_to_one_task(tmp_path, crops):
     fill(tmp_path / "in", crops[:11])
-    run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1))
+    run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1, limit_order="first"))
     with pytest.raises(ConfigError, match="belongs to the task denoise"):
         run(RunConfig(task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
 

@@ -23,7 +23,7 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
-from imagemill.pipeline.sources.tar import STILL_WRITTEN
+from imagemill.pipeline.sources.tar import FORMAT, STILL_WRITTEN
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import add, images, pictures, rows, shard
@@ -241,3 +241,21 @@ def test_tar_reports_every_damage(suffix, position, flip, is_cut):
         listed_images = images(Path(folder))
     members = {name for name, image in listed_images.items() if not image.problem}
     assert members == {f"in{suffix}/{name}" for name in names} or listed_images[f"in{suffix}"].problem
+
+
+def test_tar_members_of_a_sample_are_read_alone(tmp_path, monkeypatch):
+    """A run with --limit jumps from member to member; a whole run reads ahead."""
+    members = {f"{n:02}.jpg": random.Random(n).randbytes(100_000) for n in range(30)}
+    shard(tmp_path / "in.tar", members)
+    store, fetched = Store(str(tmp_path)), []
+    listed_images = [image for image in images(tmp_path).values() if image.offset is not None]
+    read_range = Store.read_range
+    monkeypatch.setattr(Store, "read_range", lambda *args: fetched.append(args[3]) or read_range(*args))
+    for step, requests in ((1, 2), (10, 4)):
+        fetched.clear()
+        reader = FORMAT.reader(store, "in.tar", SourceConfig())
+        for image in listed_images[step - 1 :: step]:
+            assert reader.read(image.offset, image.size) == members[image.rel_path.removeprefix("in.tar/")]
+        # The first request finds out whether the shard is compressed.
+        assert len(fetched) == requests
+        assert sum(fetched) < (3_200_000 if step == 1 else 300_100)
