@@ -203,7 +203,7 @@ def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None
 
     Args:
         model: the denoiser.
-        x_BCHW: (B,3,H,W), of their own size, not padded, uint8.
+        x_BCHW: (B,3,H,W) uint8, without padding.
         hidden_B1HW: (B,1,H,W) uint8, 1 at pixels to ignore.
 
     Returns:
