@@ -174,7 +174,7 @@ def denoise_known(model: ImageNetwork, noisy_BCHW: Tensor, sigma_B: Tensor) -> T
 def estimate_noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) -> Tensor:
     """Estimate the noise levels (B,) of samples, as standard deviations of values in [0,1].
 
-    Each image is measured at its own size, because the repeated rows and columns of a padded batch look like pixels with less
+    Each image is measured at its own size, because the rows and columns that padding repeats look like pixels with less
     noise. Pixels that transparency hides have interpolated colours without noise, so they are ignored, unless hardly any
     pixel is visible.
 
