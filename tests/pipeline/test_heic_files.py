@@ -138,6 +138,7 @@ def configuration_of(width: int, height: int) -> bytes:
 def test_heic_size_is_checked_before_decoding(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that declares a small picture may contain a large one. libheif is not asked."""
     monkeypatch.setitem(sys.modules, "pi_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert read_pixel_count(data) == 16_000 * 12_000
     assert decode_error_class(data) == "TooManyPixels"
 
@@ -156,6 +157,7 @@ def test_heic_truncated_or_zeroed_is_rejected() -> None:
 
 def test_heic_without_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pi_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError) as raised:
         decode_image(heif_file(picture()))
     assert raised.value.error_class == "MissingExtra"

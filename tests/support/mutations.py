@@ -6,8 +6,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import imagecodecs
 import numpy as np
 from PIL import Image
+
+from tests.support.camera_raw import dng_file
+from tests.support.heifs import heif_file, picture
 
 FORMATS = {
     "bmp": [{}],
@@ -31,7 +35,10 @@ def originals(crops: list[np.ndarray], side: int) -> list[tuple[str, bytes]]:
                 image = Image.fromarray(crops[number][:side, :side]).convert(mode)
                 image.save(out, {"jpg": "jpeg"}.get(extension, extension), **options)
                 made.append((extension, out.getvalue()))
-    return made
+    pixels = np.ascontiguousarray(crops[0][:side, :side])
+    made += [("jxl", imagecodecs.jpegxl_encode(pixels, lossless=is_lossless)) for is_lossless in (True, False)]
+    made += [("heic", heif_file(picture(), exif=Image.Exif().tobytes())), ("heic", heif_file(picture("deep")))]
+    return [*made, ("dng", dng_file(pixels / 255))]
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
@@ -95,6 +102,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         out = io.BytesIO()
         flat.save(out, extension, **options)
         yield f"bombs/flat.{extension}", out.getvalue()
+    yield "bombs/flat.jxl", imagecodecs.jpegxl_encode(np.zeros((7_000, 7_000), np.uint8), lossless=True, effort=1)
     out = io.BytesIO()
     frames = [Image.new("L", (32, 32), number % 256) for number in range(500)]
     frames[0].save(out, "gif", save_all=True, append_images=frames[1:])

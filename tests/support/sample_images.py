@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,7 @@ from PIL import Image
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
 from tests.support.exact_writers import bmp_file, gif_file, gif_image
+from tests.support.heifs import heif_file, picture
 
 LIMIT = 40_000_000
 H, W = 24, 36
@@ -108,6 +110,9 @@ def seeds() -> dict[str, bytes]:
         "bit fields of BMP": bmp_file(
             [noise(36).tobytes()] * 5, (9, 5), 32, header=124, compression=3, masks=(7, 56, 448, 3584)
         ),
+        "HEIC": heif_file(picture(), exif=exif.tobytes()),
+        "JPEG XL": imagecodecs.jpegxl_encode(scene(), lossless=True, usecontainer=True),
+        "lossy JPEG XL": imagecodecs.jpegxl_encode(scene(), level=90),
         "offset GIF": gif_file((9, 9), noise(16, 3), gif_image(noise(5, 6) % 16, (2, 1), None, 3, True)),
     }
 

@@ -1,4 +1,4 @@
-"""HEIC: libheif decodes through pi-heif, an optional library without encoders; boxes of the file say the rest.
+"""HEIC: libheif decodes through pi-heif-decoder, an optional library without encoders; boxes of the file say the rest.
 
 libheif applies crops, rotations and mirrors. The orientation in EXIF repeats them and is ignored. Gain maps, depth maps
 and thumbnails are left alone. Boxes follow ISO/IEC 14496-12, 14496-15 and 23008-12, parameter sets ITU-T H.265.
@@ -16,7 +16,7 @@ from imagemill.pipeline.images.errors import broken_image, check_dimensions, uns
 from imagemill.pipeline.images.orientation import STORED, TO_STORED_ORIENTATION, find_orientation
 from imagemill.pipeline.images.readers.bits import BitReader
 from imagemill.pipeline.images.readers.extras import import_extra
-from imagemill.pipeline.images.readers.heif_items import parse_clean_aperture, read_derived_size, read_items, turn
+from imagemill.pipeline.images.readers.heif_items import Items, parse_clean_aperture, read_derived_size, read_items, turn
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.samples import rescale, row_strips
 
@@ -43,13 +43,13 @@ class Properties:
     ignored_colours: str = ""
 
 
-def read_properties(data: bytes) -> Properties:
+def read_properties(data: bytes, items: Items) -> Properties:
     """Read the properties of the primary image.
 
     Raises:
         ImageError: with the class BrokenImage.
     """
-    items, properties, upright = read_items(data), Properties(), STORED
+    properties, upright = Properties(), STORED
     declared: list[tuple[int, int]] = []
     for box in items.primary_properties(of_tiles=(HEVC_CONFIGURATION, b"colr")):
         box_type, start, end = box
@@ -119,7 +119,8 @@ def parse_coded_size(unit: bytes) -> tuple[int, int]:
 
 def read_heic_size(stream: io.BytesIO) -> tuple[int, int]:
     """Read (width, height) of the largest picture that decoding the primary image may allocate."""
-    return read_properties(stream.getvalue()).largest
+    data = stream.getvalue()
+    return read_properties(data, read_items(data)).largest
 
 
 def read_heic(stream: io.BytesIO) -> StoredImage:
@@ -130,8 +131,10 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
     """
     heif = load_library()
     data = stream.getvalue()
-    properties = read_properties(data)
-    file = heif.HeifFile(data, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    items = read_items(data)
+    properties = read_properties(data, items)
+    exif, xmp = items.read_metadata(data)
+    file = heif.HeifFile(hide_metadata(data, items), convert_hdr_to_8bit=False, hdr_to_16bit=False)
     image = file[file.primary_index]
     if image.premultiplied_alpha:
         raise unsupported_format("HEIC with premultiplied opacity")
@@ -147,11 +150,22 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
         frames=len(file),
         orientation=properties.orientation,
         profile=properties.profile,
-        exif=image.info["exif"],
-        xmp=image.info.get("xmp"),
+        exif=exif,
+        xmp=xmp,
         colour_space=properties.colour_space,
         ignored_colours=properties.ignored_colours,
     )
+
+
+def hide_metadata(data: bytes, items: Items) -> bytes:
+    """Return the file without links from metadata to images. pi-heif crashes on metadata that are damaged."""
+    if not items.references:
+        return data
+    hidden = bytearray(data)
+    for _, at, _ in items.references:
+        # The type of a box precedes its content.
+        hidden[at - 4 : at] = b"skip"
+    return bytes(hidden)
 
 
 def scale_to_uint16(samples: np.ndarray, bits: int) -> np.ndarray:
@@ -163,12 +177,12 @@ def scale_to_uint16(samples: np.ndarray, bits: int) -> np.ndarray:
 
 
 def load_library() -> ModuleType:
-    """Import pi-heif, and limit it to one thread and to primary images.
+    """Import pi-heif-decoder, or the similar pillow-heif, and limit it to one thread and to primary images.
 
     Raises:
         ImageError: with the class MissingExtra.
     """
-    heif = import_extra("pi_heif", "heif", "HEIC")
+    heif = import_extra(("pi_heif", "pillow_heif"), "heif", "HEIC")
     # Workers decode each image in one thread.
     heif.options.DECODE_THREADS = 1
     heif.options.THUMBNAILS = heif.options.DEPTH_IMAGES = heif.options.AUX_IMAGES = False

@@ -13,6 +13,9 @@ from imagemill.pipeline.images.errors import broken_image
 from imagemill.pipeline.images.orientation import STORED
 from imagemill.pipeline.images.readers.boxes import Box, find_box, iterate_boxes
 
+EXIF, MIME, DESCRIBES = b"Exif", b"mime", b"cdsc"
+XMP_CONTENT_TYPE = b"application/rdf+xml\0"
+MAX_METADATA_BYTES = 4_000_000
 DERIVED_SIZE_OFFSETS = {b"grid": 4, b"iovl": 10}
 """By type of an item that is made of other items: the offset of its size, after a version and flags."""
 
@@ -26,6 +29,15 @@ class Item:
     """In the order in which they apply."""
     extents: list[tuple[int, int]] = field(default_factory=list)
     """Offsets in the file at which the parts of the item begin and end."""
+    is_xmp: bool = False
+    describes: list[int] = field(default_factory=list)
+    """The items whose metadata this item is."""
+
+    def read(self, data: bytes) -> bytes | None:
+        """Return the content of the item; None if it has more than MAX_METADATA_BYTES."""
+        if sum(end - begin for begin, end in self.extents) > MAX_METADATA_BYTES:
+            return None
+        return b"".join(data[begin:end] for begin, end in self.extents)
 
 
 @dataclass
@@ -33,9 +45,24 @@ class Items:
     """The items of a file."""
 
     by_id: dict[int, Item] = field(default_factory=dict)
-    primary: Item = field(default_factory=Item)
+    primary_id: int = 0
     """The item that viewers show."""
+    references: list[Box] = field(default_factory=list)
+    """The boxes that say which item describes which."""
     all_properties: list[Box] = field(default_factory=list)
+
+    @property
+    def primary(self) -> Item:
+        """The item that viewers show."""
+        return self.by_id.get(self.primary_id, Item())
+
+    def read_metadata(self, data: bytes) -> tuple[bytes | None, bytes | None]:
+        """Return the EXIF and the XMP of the primary item; None where it has none, or more than MAX_METADATA_BYTES."""
+        own = [item for item in self.by_id.values() if self.primary_id in item.describes]
+        exif = next((content for item in own if item.item_type == EXIF and (content := item.read(data))), None)
+        xmp = next((content for item in own if item.is_xmp and (content := item.read(data))), None)
+        # An offset precedes EXIF.
+        return exif and exif[4 + int.from_bytes(exif[:4], "big") :], xmp
 
     def primary_properties(self, of_tiles: tuple[bytes, ...]) -> list[Box]:
         """Return the properties of the primary item in their order, then those that only its tiles have.
@@ -70,8 +97,10 @@ def read_items(data: bytes) -> Items:
         read_types(data, info, items)
     if locations := find_box(data, (b"iloc",), start, end):
         read_locations(data, locations, find_box(data, (b"idat",), start, end), items)
+    if references := find_box(data, (b"iref",), start, end):
+        read_references(data, references, items)
     if primary := find_box(data, (b"pitm",), start, end):
-        items.primary = items.by_id.get(int.from_bytes(data[primary[1] + 4 : primary[2]], "big"), items.primary)
+        items.primary_id = int.from_bytes(data[primary[1] + 4 : primary[2]], "big")
     return items
 
 
@@ -99,7 +128,23 @@ def read_types(data: bytes, info: Box, items: Items) -> None:
             id_bytes = 2 if data[at] == 2 else 4
             item_id = int.from_bytes(data[at + 4 : at + 4 + id_bytes], "big")
             type_at = at + 6 + id_bytes
-            items.by_id.setdefault(item_id, Item()).item_type = data[type_at : min(type_at + 4, stop)]
+            item = items.by_id.setdefault(item_id, Item())
+            item.item_type = data[type_at : min(type_at + 4, stop)]
+            item.is_xmp = item.item_type == MIME and XMP_CONTENT_TYPE in data[type_at:stop]
+
+
+def read_references(data: bytes, references: Box, items: Items) -> None:
+    """Read which item describes which out of a box `iref`."""
+    _, start, end = references
+    id_bytes = 4 if data[start] else 2
+    for box in iterate_boxes(data, start + 4, end):
+        box_type, at, stop = box
+        if box_type == DESCRIBES:
+            item_id = int.from_bytes(data[at : at + id_bytes], "big")
+            starts = range(at + id_bytes + 2, stop - id_bytes + 1, id_bytes)
+            targets = [int.from_bytes(data[i : i + id_bytes], "big") for i in starts]
+            items.by_id.setdefault(item_id, Item()).describes += targets
+            items.references.append(box)
 
 
 def read_locations(data: bytes, locations: Box, item_data: Box | None, items: Items) -> None:

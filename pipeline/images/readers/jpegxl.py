@@ -156,7 +156,7 @@ def read_profile(data: bytes) -> bytes | None:
     Raises:
         ImageError: with the class MissingExtra.
     """
-    library = import_extra("pylibjxl", "jxl", "JPEG XL with an ICC profile")
+    library = import_extra(("pylibjxl",), "jxl", "JPEG XL with an ICC profile")
     with library.JXL(threads=1) as codec:
         _, metadata = codec.decode(data, metadata=True)
     return metadata.get("icc")

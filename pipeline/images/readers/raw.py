@@ -37,7 +37,7 @@ def load_library() -> ModuleType:
     threads = os.environ.get(THREADS)
     os.environ[THREADS] = "1"
     try:
-        return import_extra("rawpy", "raw", "Camera raw")
+        return import_extra(("rawpy",), "raw", "Camera raw")
     finally:
         if threads is None:
             del os.environ[THREADS]
