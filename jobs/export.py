@@ -136,7 +136,7 @@ def export(
         check_export_folder(dest)
         remove_unfinished_parts(dest)
         dest.write(UNFINISHED, UNFINISHED_TEXT.encode(), durable=True)
-        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
+        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [], [])
         for problem in sources.problems:
             log.warning("column removed is null for images of an input that cannot be listed: %s", problem)
         about |= {"checkpoint": copy_checkpoint(output, dest, sha256), "pool": pool}

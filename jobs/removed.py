@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.origins import canonical_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.plan import name_in_output
@@ -24,10 +25,12 @@ class Sources:
     Attributes:
         ids: (N,) S16 image ids, sorted.
         problems: messages about inputs that could not be listed.
+        empty_inputs: inputs that hold no image, perhaps because a disk is not mounted.
     """
 
     ids: np.ndarray
     problems: list[str]
+    empty_inputs: list[str]
 
     def removed(self, ids: pa.ChunkedArray, uri: str) -> pa.Array:
         """Return for each image whether no input holds it; null if an input that could not be listed may hold it.
@@ -45,10 +48,14 @@ class Sources:
 
 
 def list_sources(output: Store) -> Sources:
-    """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error."""
-    configs, problems = input_configs(output)
-    listed_ids = bytearray()
+    """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error.
+
+    Images of an input that moved, which a run with allow_new_input confirmed, are looked up at their new place only.
+    """
+    configs, problems, moved = input_configs(output)
+    listed_ids, empty_inputs = bytearray(), []
     for config in configs:
+        listed_before, own_problems = len(listed_ids), list[str]()
         try:
             # An image that source.include or source.exclude leaves out is still in the input.
             every_image = config.source.model_copy(update={"include": [], "exclude": []})
@@ -57,16 +64,25 @@ def list_sources(output: Store) -> Sources:
                 if isinstance(image, ListedImage):
                     listed_ids += bytes.fromhex(image_id(name_in_output(image.rel_path, config.prefix)))
                     if image.hides_images:
-                        problems.append(f"input {source.store.uri(image.path)}: {image.problem}")
+                        own_problems.append(f"input {source.store.uri(image.path)}: {image.problem}")
         except (ConfigError, StorageError) as e:
-            problems.append(str(e))
+            own_problems.append(str(e))
         except store_failures() as e:
-            problems.append(f"input {config.input}: {reason(e)}")
-    return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems)
+            own_problems.append(f"input {config.input}: {reason(e)}")
+        if canonical_place(str(config.input)) in moved:
+            continue
+        problems += own_problems
+        if not own_problems and len(listed_ids) == listed_before:
+            empty_inputs.append(str(config.input))
+    return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems, empty_inputs)
 
 
-def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
-    """Return one config for each different input of the runs of an OUTPUT, and messages about unreadable configs."""
+def input_configs(output: Store) -> tuple[list[RunConfig], list[str], set[str]]:
+    """Return one config for each different input of the runs of an OUTPUT.
+
+    Returns:
+        The configs, messages about unreadable configs, and the canonical places that images moved away from.
+    """
     records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
@@ -84,4 +100,5 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
             continue
         # A prefix belongs to one input: that of its last run.
         configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
-    return list(configs.values()), problems
+    moved = {canonical_place(place) for record in records.values() for place in record.get("moved_from", ())}
+    return list(configs.values()), problems, moved

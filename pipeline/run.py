@@ -27,6 +27,7 @@ from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.obsolete_rejects import input_key, record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.prefixes import record_prefix
+from imagemill.pipeline.output.prune import finish_interrupted_prunes
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import import_pages, write_run_report
@@ -131,6 +132,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
             with storage_errors(resolved):
                 resolved.output.write(f"runs/{run_id}/config.yaml", text.encode())
                 finish_interrupted_merges(resolved.output)
+                finish_interrupted_prunes(resolved.output, lease.check_held)
                 with record.timed("plan"):
                     plan = build_plan(resolved, store_indexes=True)
                 if plan.new_input:

@@ -51,6 +51,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Models": {"train": models.train, "evaluate": models.evaluate},
     "Operate": {
         "nightly": runs.nightly,
+        "prune": outputs.prune,
         # A job runs on the cluster that it is submitted to.
         "submit": with_options(runs.submit, run_options("address", "engine")),
     },

@@ -51,6 +51,27 @@ def report(
     show_report(store_at(output, config), run_id)
 
 
+def prune(
+    output: ReadOutput,
+    path: Annotated[
+        list[str] | None,
+        typer.Option("--path", help="Remove the images of this path or pattern instead. Repeatable.", metavar="GLOB"),
+    ] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="Remove the image of this image_id instead. Repeatable.", metavar="ID")
+    ] = None,
+    old_versions: Annotated[
+        bool, typer.Option("--old-versions", help="Remove all versions of each image but the newest instead.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without this option, only print what would go.")] = False,
+    config: Storage = None,
+) -> None:
+    """Remove rows, files and rejects of images that left the input. Prints what would go, and removes with --yes."""
+    from imagemill.jobs.prune import show_prune
+
+    show_prune(store_at(output, config), id_ or (), path or (), old_versions, yes)
+
+
 def decode(
     output: ReadOutput,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the images to a folder or s3://bucket/prefix.")],

@@ -18,7 +18,7 @@ from imagemill.models.routes.image_network import DEFAULT_SIGMA, ImageNetwork
 from imagemill.models.self_ensemble import run_network
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tiling import TILE, apply_tiled, pad_to_size, tile_side
+from imagemill.models.tiling import TILE, apply_tiled, tile_side
 from imagemill.models.type_checks import require_type
 
 CROP = 384
@@ -174,22 +174,26 @@ def denoise_known(model: ImageNetwork, noisy_BCHW: Tensor, sigma_B: Tensor) -> T
 def estimate_noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) -> Tensor:
     """Estimate the noise levels (B,) of samples, as standard deviations of values in [0,1].
 
-    Pixels that transparency hides have interpolated colours without noise, so they are ignored, unless hardly any pixel is
-    visible.
+    Each image is measured at its own size, because the rows and columns that padding repeats look like pixels with less
+    noise. Pixels that transparency hides have interpolated colours without noise, so they are ignored, unless hardly any
+    pixel is visible.
 
     Args:
         model: the denoiser.
         x_BCHW: the batch of the samples, (B,3,H,W) uint8.
         samples: the images with their alpha.
     """
-    hidden = [sample.alpha is not None and not sample.alpha.all() for sample in samples]
-    sigma_B = estimate_noise_level(model, x_BCHW)
-    for at in np.flatnonzero(hidden):
-        alpha = torch.from_numpy(samples[at].alpha)
-        hidden_B1HW = pad_to_size((alpha == 0).to(x_BCHW.device, torch.uint8)[None, None], *x_BCHW.shape[2:])
-        visible_sigma_B = estimate_noise_level(model, x_BCHW[at : at + 1], hidden_B1HW)
-        sigma_B[at] = torch.where(visible_sigma_B[0].isnan(), sigma_B[at], visible_sigma_B[0])
-    return sigma_B
+    levels = []
+    for x_CHW, sample in zip(x_BCHW, samples, strict=True):
+        h, w = sample.rgb.shape[:2]
+        x_1CHW = x_CHW[None, :, :h, :w]
+        level = estimate_noise_level(model, x_1CHW)
+        if sample.alpha is not None and not sample.alpha.all():
+            hidden_11HW = torch.from_numpy(sample.alpha == 0).to(x_BCHW.device, torch.uint8)[None, None]
+            visible_level = estimate_noise_level(model, x_1CHW, hidden_11HW)
+            level = torch.where(visible_level.isnan(), level, visible_level)
+        levels.append(level)
+    return torch.cat(levels)
 
 
 def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None = None) -> Tensor:
@@ -199,7 +203,7 @@ def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None
 
     Args:
         model: the denoiser.
-        x_BCHW: (B,3,H,W) uint8.
+        x_BCHW: (B,3,H,W) uint8, without padding.
         hidden_B1HW: (B,1,H,W) uint8, 1 at pixels to ignore.
 
     Returns:
@@ -207,16 +211,13 @@ def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None
     """
     h, w = x_BCHW.shape[2:]
     if h * w <= TILE * TILE:
-        size = h + -h % model.stride, w + -w % model.stride
-        hidden = None if hidden_B1HW is None else pad_to_size(hidden_B1HW, *size)
-        return model.noise_level(bytes_to_float(pad_to_size(x_BCHW, *size)), hidden)
+        return model.noise_level(bytes_to_float(x_BCHW), hidden_B1HW)
     levels = []
     for y in np.linspace(0, max(0, h - CROP), 3, dtype=int):
         for x in np.linspace(0, max(0, w - CROP), 3, dtype=int):
             crop = (slice(None), slice(None), slice(y, y + CROP), slice(x, x + CROP))
-            levels.append(
-                model.noise_level(bytes_to_float(x_BCHW[crop]), None if hidden_B1HW is None else hidden_B1HW[crop])
-            )
+            hidden = None if hidden_B1HW is None else hidden_B1HW[crop]
+            levels.append(model.noise_level(bytes_to_float(x_BCHW[crop]), hidden))
     return torch.stack(levels).nanmedian(0).values
 
 

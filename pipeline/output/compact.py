@@ -1,7 +1,7 @@
 """Merge small parts. Nights with few new images leave small parts, and every reader of OUTPUT has to open all of them."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -11,7 +11,6 @@ from imagemill.pipeline.output.parts import list_new_parts, read_part
 from imagemill.pipeline.schema import concat_parts
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
-from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000
@@ -40,8 +39,8 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
     merged = 0
     try:
         for folder in ("results", "rejects"):
-            small = [e for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES]
-            for group in group_by_size(small) if len(small) >= MIN_SMALL_PARTS else ():
+            sizes = {e.path: e.size for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES}
+            for group in group_by_size(list(sizes), sizes) if len(sizes) >= MIN_SMALL_PARTS else ():
                 check()
                 merged += merge_parts(output, folder, group, level)
     except store_failures(OutputHeld, StorageError, pa.ArrowException) as e:
@@ -98,13 +97,18 @@ def group_by_rows(rows: dict[str, int], sizes: dict[str, int], max_rows: int) ->
         yield group
 
 
-def group_by_size(entries: list[Entry]) -> Iterator[list[str]]:
-    """Yield the paths of parts in groups of about MERGED_BYTES, in order."""
+def group_by_size(paths: Sequence[str], sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Yield paths of parts in groups of about MERGED_BYTES, in order.
+
+    Args:
+        paths: paths of parts.
+        sizes: path → bytes of a part.
+    """
     group: list[str] = []
     size = 0
-    for entry in entries:
-        group.append(entry.path)
-        size += entry.size
+    for path in paths:
+        group.append(path)
+        size += sizes.get(path, 0)
         if size >= MERGED_BYTES:
             yield group
             group, size = [], 0

@@ -6,7 +6,7 @@ from imagemill.models.checkpoint import CARD
 from imagemill.pipeline.errors import ConfigError, TooManyRejects
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
 from imagemill.pipeline.output.lease import newest_fencing_token
-from imagemill.pipeline.output.run_history import list_run_ids, read_last_records
+from imagemill.pipeline.output.run_history import expected_rows, list_run_ids, read_last_records
 from imagemill.pipeline.storage import Store
 
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
@@ -68,7 +68,7 @@ def oldest_unaccounted_file(output: Store, run_id: str, rows: int) -> str | None
         The path of the file; None if rows were lost, because then a run may have written any image.
     """
     accounted = [record for record in read_last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
-    if not accounted or rows < accounted[-1]["rows"]:
+    if not accounted or rows < expected_rows(output, accounted[-1]):
         return None
     run_ids = {*(other for other in list_run_ids(output) if other > accounted[-1]["run_id"]), run_id}
     configs = [path for path in (f"runs/{other}/config.yaml" for other in sorted(run_ids)) if output.exists(path)]

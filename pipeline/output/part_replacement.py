@@ -7,6 +7,7 @@ If a run is killed in between, `list_parts` (parts.py) lists either the old part
 import json
 import secrets
 import time
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +20,14 @@ GRACE_SECONDS = 3600.0
 """Time that a note is kept, by the store's clock, for readers that are in the middle of a listing."""
 
 
-def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, level: int) -> None:
+def replace_parts(
+    output: Store,
+    folder: str,
+    old: set[str],
+    table: pa.Table,
+    level: int,
+    notes: list[tuple[str, dict[str, Any]]] | None = None,
+) -> None:
     """Replace parts of a folder by one part. Only the holder of the lease may call this.
 
     Args:
@@ -28,9 +36,11 @@ def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, le
         old: paths of the parts to replace.
         table: the rows of the new part; no rows to only delete the old parts.
         level: zstd compression level.
+        notes: what `read_replacement_notes` returned since the lease was taken; read again if absent.
     """
     new = f"{folder}/{part_name(table)}" if len(table) else None
     data = parquet_bytes(table, level)
+    release_name(output, new, read_replacement_notes(output) if notes is None else notes)
     if new in old:
         # The new part has the same rows, so the same name. It is written first, because the note must name the new content.
         output.write(new, data, durable=True)
@@ -41,6 +51,17 @@ def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, le
         output.write(new, data, durable=True)
     for path in deleted:
         output.delete(path)
+
+
+def release_name(output: Store, name: str | None, notes: list[tuple[str, dict[str, Any]]]) -> None:
+    """Remove the name of a new part from the replaced parts in notes, which would hide and delete the new part.
+
+    Names are hashes of rows: a merged part that loses the rows of others gets the name that a part had before the merge.
+    """
+    for path, note in notes:
+        if name in note["old"]:
+            note["old"] = [old for old in note["old"] if old != name]
+            output.write(path, json.dumps(note).encode(), durable=True)
 
 
 def finish_interrupted_merges(output: Store) -> None:

@@ -17,6 +17,8 @@ from imagemill.pipeline.store_failures import reason
 
 RECENT_RUNS = 100
 """Runs that are read when the recent ones matter. A night without new images also leaves a run."""
+PRUNED, PRUNED_RECORD = "runs/pruned", "pruned.json"
+"""Folder of the prunes of an OUTPUT (prune.py), and the name of the record of each."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 
 
@@ -49,6 +51,26 @@ def read_run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
 def read_last_records(output: Store) -> list[dict[str, Any]]:
     """Read the run.json of the recent runs, oldest first. Raise StorageError if one is damaged."""
     return read_run_records(output, list_run_ids(output)[-RECENT_RUNS:])
+
+
+def expected_rows(output: Store, record: dict[str, Any]) -> int:
+    """Return how many rows an OUTPUT has at least: as many as after a run, or after the last prune since.
+
+    Runs only replace rows, so the number falls only by a prune.
+
+    Args:
+        output: the OUTPUT.
+        record: run.json of the last run that counted the rows.
+    """
+    rows, fencing_token = int(record["rows"]), int(record["fence"])
+    for name in output.names(PRUNED):
+        try:
+            prune = json.loads(output.read(f"{PRUNED}/{name}/{PRUNED_RECORD}"))
+        except (FileNotFoundError, ValueError):
+            continue
+        if prune["fence"] > fencing_token:
+            rows, fencing_token = prune["rows"], prune["fence"]
+    return rows
 
 
 def read_run_config(output: Store, record: dict[str, Any]) -> RunConfig:

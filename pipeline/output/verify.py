@@ -16,7 +16,7 @@ from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed_rows import read_superseded
 from imagemill.pipeline.output.output_names import stays_inside
 from imagemill.pipeline.output.parts import KEYS, list_parts, read_part, read_parts
-from imagemill.pipeline.output.run_history import read_last_records
+from imagemill.pipeline.output.run_history import expected_rows, read_last_records
 from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model, read_stored_checkpoint
 from imagemill.pipeline.schema import LatentError, part_name
@@ -72,8 +72,9 @@ def verify(output: Store) -> VerificationResult:
             result.problems.append(describe_unreadable_part(output, path, e))
     result.rows = sum(map(len, tables))
     # If a part cannot be read, which is a problem already, the number of its rows is unknown.
-    if len(tables) == len(parts) and last and result.rows < last["rows"]:
-        missing = f"{last['rows'] - result.rows:,} of the {last['rows']:,} rows of run {last['run_id']} are missing"
+    if len(tables) == len(parts) and last and result.rows < last[1]:
+        run_id, rows = last
+        missing = f"{rows - result.rows:,} of the {rows:,} rows of run {run_id} are missing"
         result.problems.append(f"results/: {missing}. Copy the parts again, or run again to process the images again")
     for path in list_parts(output, "rejects"):
         try:
@@ -125,14 +126,15 @@ def check_file(output: Store, row: dict[str, Any]) -> str | None:
     return None if digest == row["output_sha256"] else f"{path}: its sha256 differs from that of its row"
 
 
-def read_last_count(output: Store, result: VerificationResult) -> dict[str, Any] | None:
-    """Return the record of the last run that counted the rows. Later runs only replace rows, so their number never falls."""
+def read_last_count(output: Store, result: VerificationResult) -> tuple[str, int] | None:
+    """Return the last run that counted the rows, and how many rows OUTPUT must have at least."""
     try:
         records = [record for record in read_last_records(output) if "rows" in record]
+        last = max(records, key=lambda record: int(record["fence"]), default=None)
+        return (last["run_id"], expected_rows(output, last)) if last else None
     except UNREADABLE as e:
         result.problems.append(reason(e))
         return None
-    return max(records, key=lambda record: int(record["fence"]), default=None)
 
 
 def describe_unreadable_part(output: Store, path: str, error: Exception) -> str:

@@ -170,3 +170,18 @@ def test_colorize_predicts_large_images_at_reduced_size(photo):
     assert colourfulness(large_output) > 5
     enlarged_output = np.asarray(Image.fromarray(small_output).resize((1024, 1024), Image.Resampling.BICUBIC))
     assert np.abs(rgb_to_chroma(large_output) - rgb_to_chroma(enlarged_output)).mean() < 0.005
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 133), (99, 130), (100, 136)])
+def test_noise_level_ignores_padding(photo, height, width):
+    """Rows and columns that pad an image or a batch repeat pixels, and look like pixels with less noise."""
+    gray = noisy(photo[:100, :136].mean(2, keepdims=True), 25).repeat(3, 2)
+    samples = [Sample(gray[:height, :width].copy()), Sample(gray)]
+    model, params = load_bundled("denoise-small"), TASKS["denoise"].Params()
+    levels = [
+        output.columns["sigma"]
+        for batch in (samples[:1], samples)
+        for output in TASK_OBJECTIVES["denoise"].predict(model, batch, params, Precision("cpu"))
+    ]
+    assert levels[0] == pytest.approx(levels[1], abs=1e-3)
+    assert levels[0] == pytest.approx(levels[2], abs=0.5)

@@ -16,7 +16,7 @@ from imagemill.pipeline.account import drop_duplicates
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.compact import MERGED_BYTES, MIN_SMALL_PARTS, SMALL_BYTES, compact
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
+from imagemill.pipeline.output.part_replacement import finish_interrupted_merges, replace_parts
 from imagemill.pipeline.output.parts import list_parts, read_part, read_parts, read_replacement_notes
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
@@ -186,6 +186,19 @@ def check_killed_compaction(tmp_path_factory, data) -> None:
     assert pairs_of(output) == pairs
     assert verify(output).problems == []
     assert files(output, "runs") == []
+
+
+def test_replaced_name_may_come_back(tmp_path: Path) -> None:
+    """A merged part that loses rows gets the name that a part had before the merge."""
+    output = Store(str(tmp_path))
+    first, second = (put(output, [row((name, "v"))]) for name in "ab")
+    tables = {path: read_part(output, path, None) for path in (first, second)}
+    replace_parts(output, "results", {first, second}, pa.concat_tables(tables.values()), 1)
+    [merged] = list_parts(output, "results")
+    replace_parts(output, "results", {merged}, tables[second], 1)
+    assert list_parts(output, "results") == [second]
+    finish_interrupted_merges(output)
+    assert list_parts(output, "results") == [second]
 
 
 def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:

@@ -1,0 +1,265 @@
+"""Test `imagemill prune`: what goes, what stays, and what a kill leaves."""
+
+import logging
+import shutil
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from imagemill.jobs.prune import show_prune
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.parts import SUPERSEDED, list_parts, read_parts
+from imagemill.pipeline.output.prune import prune
+from imagemill.pipeline.output.prune_selection import Selection, select_images, select_old_versions
+from imagemill.pipeline.output.run_history import PRUNED
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.parquet_part import parquet_bytes
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.storage import Store
+from tests.support.folders import files_below
+
+PATHS = ["anna/0.png", "anna/1.png", "anna/broken.png", "ben/0.png", "ben/1.png"]
+
+
+def write_images(folder: Path, crops: list[np.ndarray]) -> None:
+    for number, path in enumerate(PATHS):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if "broken" in path:
+            (folder / path).write_bytes(b"broken")
+        else:
+            Image.fromarray(crops[number]).save(folder / path)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Path:
+    """Return a folder with an input and an output, in which each image has rows of two versions."""
+    folder = tmp_path_factory.mktemp("template")
+    write_images(folder / "work/in", crops)
+    for sigma in (15, 50):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("imagemill.pipeline.engines.selection.is_connected_to_ray", lambda: False)
+            run(config_of(folder / "work", params={"sigma": sigma}))
+    (folder / "work").rename(folder / "original")
+    return folder
+
+
+@pytest.fixture
+def place(template: Path) -> Path:
+    """Return a copy of the template in the folder where the runs were made."""
+    return fresh_copy(template)
+
+
+def fresh_copy(template: Path) -> Path:
+    shutil.rmtree(template / "work", ignore_errors=True)
+    return Path(shutil.copytree(template / "original", template / "work"))
+
+
+def config_of(folder: Path, **options: object) -> RunConfig:
+    return RunConfig(
+        task="denoise", input=f"{folder}/in", output=f"{folder}/out", rows_per_part=2, max_reject_fraction=1, engine="local",
+        **options,
+    )  # fmt: skip
+
+
+def paths_of(output: Store) -> list[str]:
+    """Return the rel_path of each row and reject."""
+    return sorted(
+        path
+        for folder in ("results", "rejects")
+        for path in read_parts(output, list_parts(output, folder), ["rel_path"])["rel_path"].to_pylist()
+    )
+
+
+def removed_table(output: Store) -> dict[str, list[object]]:
+    [path] = Path(output.root, PRUNED).glob("*/removed.parquet")
+    return dict(pq.read_table(path).to_pydict())
+
+
+def test_prune_removes_images_that_left_the_input(place, imagemill):
+    output = Store(f"{place}/out")
+    shutil.rmtree(place / "in/anna")
+    (place / "out/images/anna/0.png").write_bytes(b"edited by the user")
+    (place / "out/images/anna/notes.txt").write_text("of the user")
+    before = files_below(place)
+    code, out, _ = imagemill("prune", output.url)
+    assert (code, out.splitlines()[1:]) == (
+        0, ["  anna/0.png", "  anna/1.png", "  anna/broken.png", "nothing was removed. Add --yes to remove"],
+    )  # fmt: skip
+    assert out.startswith("3 images that no input holds any more: 4 rows and 2 rejects, about ")
+    assert files_below(place) == before
+    code, out, err = imagemill("prune", output.url, "--yes")
+    assert (code, out.splitlines()[-1]) == (0, "removed: 4 rows, 2 rejects, 1 file, 2 reports")
+    assert "1 file changed since a run wrote them, and stay" in err
+    assert paths_of(output) == ["ben/0.png", "ben/0.png", "ben/1.png", "ben/1.png"]
+    assert sorted(path.name for path in (place / "out/images/anna").iterdir()) == ["0.png", "notes.txt"]
+    assert verify(output).problems == []
+    removed = removed_table(output)
+    assert sorted(removed["image_id"]) == sorted(map(image_id, PATHS[:3]))
+    assert (sum(removed["rows"]), sum(removed["rejects"])) == (4, 2)
+    assert (
+        imagemill("prune", output.url, "--yes")[1] == "nothing to remove: there are no images that no input holds any more\n"
+    )
+    record = run(config_of(place, params={"sigma": 50}))
+    assert (record["planned"], record["done_before"]) == (0, 2)
+    assert verify(output).problems == []
+
+
+def test_prune_of_a_request_leaves_no_name(place, imagemill, caplog):
+    """The record of a deletion request holds digests. A source that still exists is processed again."""
+    output = Store(f"{place}/out")
+    shutil.rmtree(place / "in/ben")
+    run(config_of(place, params={"sigma": 50}))
+    (place / "in/ben").mkdir()
+    with caplog.at_level(logging.WARNING):
+        show_prune(output, [image_id("anna/0.png")], ["anna/[1b]*"], yes=True)
+    assert "3 images: still in an input" in caplog.text
+    assert "Exports, maps" in caplog.text
+    assert set(paths_of(output)) == {"ben/0.png", "ben/1.png"}
+    assert not (place / "out/images/anna").exists()
+    texts = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    tables = {path: str(pq.read_table(path).to_pydict()).encode() for path in texts if path.suffix == ".parquet"}
+    removed_ids = [image_id(path) for path in PATHS[:3]]
+    for word in ("anna", *removed_ids):
+        assert [path for path, text in (texts | tables).items() if word.encode() in text] == []
+    assert set(removed_table(output)) == {"digest", "rows", "rejects"}
+    assert run(config_of(place, params={"sigma": 50}))["planned"] == 3
+    assert verify(output).problems == []
+
+
+def test_prune_keeps_the_newest_version(place):
+    output = Store(f"{place}/out")
+    pictures = {path: path.read_bytes() for path in (place / "out/images").rglob("*.png")}
+    show_prune(output, old_versions=True, yes=True)
+    assert paths_of(output) == PATHS
+    assert {path: path.read_bytes() for path in (place / "out/images").rglob("*.png")} == pictures
+    assert verify(output).problems == []
+    record = run(config_of(place, params={"sigma": 50}))
+    assert (record["planned"], record["done_before"], record["rejects_waiting"]) == (0, 4, 1)
+
+
+def test_prune_deletes_files_of_interrupted_runs(place):
+    """A run that was cut off may have replaced the picture, so the digest in the row no longer fits."""
+    output = Store(f"{place}/out")
+    marks = {"image_id": [image_id("anna/0.png")], "fence": [99]}
+    output.write(f"runs/20260101T000000Z-000000/{SUPERSEDED}", parquet_bytes(pa.table(marks), 1))
+    (place / "out/images/anna/0.png").write_bytes(b"new picture of anna")
+    show_prune(output, paths=["anna/0.png"], yes=True)
+    assert not (place / "out/images/anna/0.png").exists()
+
+
+def test_prune_refuses_what_it_cannot_know(place, crops, capsys):
+    output = Store(f"{place}/out")
+    before = paths_of(output)
+    for path in (place / "in").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(StorageError, match=r"holds no image\. So images that still exist would count as gone"):
+        show_prune(output, yes=True)
+    shutil.rmtree(place / "in")
+    with pytest.raises(StorageError, match="does not exist"):
+        show_prune(output, yes=True)
+    with pytest.raises(ConfigError, match="must have 32 hexadecimal digits"):
+        show_prune(output, ["12"], yes=True)
+    with pytest.raises(ConfigError, match="cannot be combined"):
+        show_prune(output, paths=["a"], old_versions=True)
+    assert paths_of(output) == before
+    assert verify(output).problems == []
+    # A run confirmed that the input moved, so the old place is not missed.
+    write_images(place / "moved", crops)
+    shutil.rmtree(place / "moved/anna")
+    moved = config_of(place, params={"sigma": 50}, allow_new_input=True).model_copy(update={"input": f"{place}/moved"})
+    run(moved)
+    show_prune(output)
+    assert "3 images that no input holds any more" in capsys.readouterr().out
+    with Lease(output), pytest.raises(OutputHeld):
+        show_prune(output, paths=["anna/*"], yes=True)
+    assert len(set(paths_of(output))) == 5
+
+
+class Killed(BaseException):
+    pass
+
+
+class InterruptedStore(Store):
+    """A store that raises at its n-th change outside of the lease, like a process that is killed."""
+
+    changes_left = 0
+
+    def count_change(self, path: str) -> None:
+        if path.startswith("runs/lease"):
+            return
+        if not self.changes_left:
+            raise Killed
+        self.changes_left -= 1
+
+    def write(self, path: str, *args, **more) -> None:
+        self.count_change(path)
+        super().write(path, *args, **more)
+
+    def delete(self, path: str) -> None:
+        self.count_change(path)
+        super().delete(path)
+
+
+def select(output: Store, kind: str) -> Selection:
+    if kind == "old versions":
+        return select_old_versions(output)
+    return select_images(output, lambda table: pc.starts_with(table["rel_path"], "anna"))
+
+
+def select_nothing(output: Store) -> Selection:
+    return select_images(output, lambda table: pa.array([False] * len(table), pa.bool_()))
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("kind", ["gone", "request", "old versions"])
+def test_prune_killed_anywhere_is_finished(template, kind, step):
+    """After each kill, verify finds no problem. The next prune finishes a prune that had begun to remove, or undoes it."""
+    remaining = PATHS if kind == "old versions" else PATHS[3:] * 2
+    for changes in range(0, 1000, step):
+        folder = fresh_copy(template)
+        output, interrupted = Store(f"{folder}/out"), InterruptedStore(f"{folder}/out")
+        interrupted.changes_left = changes
+        with suppress(Killed):
+            prune(interrupted, partial(select, interrupted, kind), kind)
+        assert verify(output).problems == []
+        prune(output, partial(select_nothing, output), "gone")
+        assert verify(output).problems == []
+        # The first two changes announce the prune.
+        assert paths_of(output) == sorted(PATHS * 2 if changes < 2 else remaining)
+        prunes = [sorted(path.name for path in prune.iterdir()) for prune in (folder / "out" / PRUNED).glob("*/*/..")]
+        assert all(names == ["pruned.json", "removed.parquet"] for names in prunes)
+        if interrupted.changes_left:
+            return
+    pytest.fail("the prune never ended")
+
+
+def test_run_finishes_a_killed_prune(place):
+    output, interrupted = Store(f"{place}/out"), InterruptedStore(f"{place}/out")
+    shutil.rmtree(place / "in/anna")
+    interrupted.changes_left = 5
+    with pytest.raises(Killed):
+        prune(interrupted, partial(select, interrupted, "gone"), "gone")
+    assert verify(output).problems == []
+    assert run(config_of(place, params={"sigma": 50}))["done_before"] == 2
+    assert (verify(output).problems, paths_of(output)) == ([], sorted(PATHS[3:] * 2))
+
+
+def test_prune_rewrites_latents_on_s3(moto_bucket, tmp_path, crops):
+    write_images(tmp_path / "in", crops)
+    output = Store(f"{moto_bucket}/out")
+    run(RunConfig(task="compress", input=f"{tmp_path}/in", output=output.url, max_reject_fraction=1, engine="local"))
+    shutil.rmtree(tmp_path / "in/anna")
+    show_prune(output, yes=True)
+    assert paths_of(output) == ["ben/0.png", "ben/1.png"]
+    result = verify(output)
+    assert (result.problems, result.latents) == ([], 2)
