@@ -15,6 +15,7 @@ from imagemill.pipeline.images.colour import ColourSpace, parse_cicp
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
 from imagemill.pipeline.images.orientation import STORED, TO_STORED_ORIENTATION, find_orientation
 from imagemill.pipeline.images.readers.bits import BitReader
+from imagemill.pipeline.images.readers.boxes import find_box
 from imagemill.pipeline.images.readers.extras import import_extra
 from imagemill.pipeline.images.readers.heif_items import Items, parse_clean_aperture, read_derived_size, read_items, turn
 from imagemill.pipeline.images.readers.reader import StoredImage
@@ -47,7 +48,7 @@ def read_properties(data: bytes, items: Items) -> Properties:
     """Read the properties of the primary image.
 
     Raises:
-        ImageError: with the class BrokenImage.
+        ImageError: with the class BrokenImage, or UnsupportedFormat for a sequence without a still image.
     """
     properties, upright = Properties(), STORED
     declared: list[tuple[int, int]] = []
@@ -69,6 +70,8 @@ def read_properties(data: bytes, items: Items) -> Properties:
             properties.size = right - left, bottom - top
         else:
             upright = turn(upright, box, data)
+    if not declared and find_box(data, (b"moov",), 0, len(data)):
+        raise unsupported_format("HEIC sequence without a still image")
     if not declared:
         raise broken_image("HEIC: the file declares no image")
     check_dimensions("HEIC", *properties.size)
