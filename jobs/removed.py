@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.origins import canonical_place
+from imagemill.pipeline.output.origins import canonical_place, is_same_place
+from imagemill.pipeline.output.prefixes import read_prefixes
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.plan import name_in_output
@@ -84,6 +85,7 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str], set[str]]:
         The configs, messages about unreadable configs, and the canonical places that images moved away from.
     """
     records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
+    locations = read_prefixes(output)
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
     for entry in output.entries("runs"):
@@ -98,7 +100,11 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str], set[str]]:
         except StorageError as e:
             problems.append(str(e))
             continue
-        # A prefix belongs to one input: that of its last run.
-        configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
+        location = locations.get(config.prefix or "")
+        # A prefix belongs to one location. A run over another one was refused, or the prefix has moved since.
+        if location is None or is_same_place(location, Store(str(config.input), config.storage).url):
+            configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
+    unknown = locations.keys() - configs.keys()
+    problems += [f"input {locations[prefix]}: no run with the prefix {prefix} left its config" for prefix in sorted(unknown)]
     moved = {canonical_place(place) for record in records.values() for place in record.get("moved_from", ())}
     return list(configs.values()), problems, moved

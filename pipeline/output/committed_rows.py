@@ -65,7 +65,8 @@ def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table, pref
     ids, versions = (inputs[name].combine_chunks() for name in KEYS)
     # The text of millions of images can exceed the 32-bit offsets of plain strings.
     uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
-    names = pc.utf8_slice_codeunits(names, len(f"{prefix}/") if prefix else 0)
+    if prefix:
+        names = pc.utf8_slice_codeunits(names, len(f"{prefix}/"))
     is_same_version, has_row, has_files = (np.zeros(len(ids), bool) for _ in range(3))
     superseding = read_superseded(output, ids)
     newest = NewestRows(

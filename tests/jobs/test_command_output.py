@@ -110,6 +110,7 @@ def test_status_json_has_its_keys(output, imagemill):
         "images_pending": 0,
         "rejects_permanent": 1,
         "rejects_transient": 1,
+        "prefixes": {},
         "lease": None,
     }
     assert [run["run_id"] for run in runs] == run_names(output)

@@ -283,6 +283,7 @@ def test_render_page_redacts_secrets():
         "runs": [],
         "without_input": [signed_url],
         "caught_up": [],
+        "failures": [],
     }
     values |= {"mood": "bad", "seconds": 1, "code": 5, "totals": dict.fromkeys(("ok", "rejected", "done_before"), 0)}
     text = render_page("night.html", {**values, "began": np.datetime64("2026-01-01").astype(object)}).decode()

@@ -10,6 +10,7 @@ from tests.support.sample_images import decode_error_class, encode_as
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},
+    "AVIF with EXIF": {"quality": 90, "speed": 8, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(2000)},
     "JPEG2000": {},
     "JPEG2000 codestream": {"no_jp2": True},
     "JPEG2000 layers": {"quality_layers": [40, 20, 1]},

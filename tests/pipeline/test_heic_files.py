@@ -168,4 +168,6 @@ def test_heif_of_another_codec_is_unsupported() -> None:
     assert decode_error_class(heif_file(picture(), brand=b"avci")) == "UnsupportedFormat"
     unknown = heif_file(picture()).replace(b"ftypheic", b"ftypmif1").replace(b"mif1heic", b"mif1jpeg")
     assert decode_error_class(unknown) == "UnsupportedFormat"
+    other = heif_file(Picture(load("colour")[0], (size(), load("colour")[1]), b"vvc1"))
+    assert decode_error_class(other) == "UnsupportedFormat"
     assert decode_image(heif_file(picture(), brand=b"mif1")).format == "HEIC"

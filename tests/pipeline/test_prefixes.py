@@ -84,6 +84,11 @@ def test_prefix_belongs_to_one_location(cameras):
     with pytest.raises(ConfigError, match=rf"the prefix north belongs to {cameras}/north\. Choose another prefix"):
         run(config_of(cameras, "south", "north"))
     assert set(rows(cameras.parent / "out")) == {"north/1.png", "north/s.tar/x/2.png"}
+    # A run that was killed before it was refused does not move the prefix.
+    refused = max(path for path in (cameras.parent / "out/runs").iterdir() if (path / "run.json").exists())
+    (refused / "run.json").unlink()
+    sources = list_sources(Store(str(cameras.parent / "out")))
+    assert (len(sources.ids), sources.problems) == (3, [])
     assert run(config_of(cameras, "south", "north", allow_new_input=True))["ok"] == 1
     assert run(config_of(cameras, "south", "north"))["planned"] == 0
     with pytest.raises(ConfigError, match=f"the prefix north belongs to {cameras}/south"):

@@ -12,9 +12,10 @@ from types import ModuleType
 import numpy as np
 
 from imagemill.pipeline.images.colour import ColourSpace, parse_cicp
-from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
+from imagemill.pipeline.images.errors import DECODER_ERRORS, broken_image, check_dimensions, unsupported_format
 from imagemill.pipeline.images.orientation import STORED, TO_STORED_ORIENTATION, find_orientation
 from imagemill.pipeline.images.readers.bits import BitReader
+from imagemill.pipeline.images.readers.boxes import find_box
 from imagemill.pipeline.images.readers.extras import import_extra
 from imagemill.pipeline.images.readers.heif_items import Items, parse_clean_aperture, read_derived_size, read_items, turn
 from imagemill.pipeline.images.readers.reader import StoredImage
@@ -47,7 +48,7 @@ def read_properties(data: bytes, items: Items) -> Properties:
     """Read the properties of the primary image.
 
     Raises:
-        ImageError: with the class BrokenImage.
+        ImageError: with the class BrokenImage, or UnsupportedFormat for a sequence without a still image.
     """
     properties, upright = Properties(), STORED
     declared: list[tuple[int, int]] = []
@@ -69,6 +70,8 @@ def read_properties(data: bytes, items: Items) -> Properties:
             properties.size = right - left, bottom - top
         else:
             upright = turn(upright, box, data)
+    if not declared and find_box(data, (b"moov",), 0, len(data)):
+        raise unsupported_format("HEIC sequence without a still image")
     if not declared:
         raise broken_image("HEIC: the file declares no image")
     check_dimensions("HEIC", *properties.size)
@@ -134,12 +137,20 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
     items = read_items(data)
     properties = read_properties(data, items)
     exif, xmp = items.read_metadata(data)
-    file = heif.HeifFile(hide_metadata(data, items), convert_hdr_to_8bit=False, hdr_to_16bit=False)
-    image = file[file.primary_index]
-    if image.premultiplied_alpha:
-        raise unsupported_format("HEIC with premultiplied opacity")
-    # The samples are memory of libheif, which it releases together with `image`.
-    samples = np.asarray(image)
+    try:
+        file = heif.HeifFile(hide_metadata(data, items), convert_hdr_to_8bit=False, hdr_to_16bit=False)
+        if not len(file):
+            raise unsupported_format("HEIF without an image that is coded in HEVC")
+        image = file[file.primary_index]
+        if image.premultiplied_alpha:
+            raise unsupported_format("HEIC with premultiplied opacity")
+        # The samples are memory of libheif, which it releases together with `image`.
+        samples = np.asarray(image)
+    except DECODER_ERRORS as e:
+        problem = " ".join(str(e).split())
+        if problem.startswith("Unsupported"):
+            raise unsupported_format(f"HEIC of this kind ({problem})") from None
+        raise broken_image(f"libheif: {problem}") from None
     pixels = samples.copy() if samples.dtype == np.uint8 else scale_to_uint16(samples, properties.bits)
     return StoredImage(
         pixels=TO_STORED_ORIENTATION[properties.orientation](pixels),

@@ -1,8 +1,8 @@
 """JPEG XL: libjxl decodes through imagecodecs; header and boxes say what the samples mean.
 
 A JPEG file that was packed into a JPEG XL file is unpacked and read as JPEG, which keeps all of its metadata. imagecodecs
-returns no ICC profile. Most lossy files need none, because libjxl converts them to linear sRGB. The profile of other files
-is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
+returns no ICC profile. Files in XYB, the colours of the eye, need none, because libjxl converts them. The profile of
+other files is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
 """
 
 import io
@@ -12,21 +12,19 @@ from contextlib import suppress
 import imagecodecs
 import numpy as np
 
-from imagemill.pipeline.images.colour import parse_cicp
+from imagemill.pipeline.images.colour import ColourSpace, SrgbConversion
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
 from imagemill.pipeline.images.readers.boxes import iterate_boxes
 from imagemill.pipeline.images.readers.extras import import_extra
 from imagemill.pipeline.images.readers.jpeg import read_jpeg, read_jpeg_size
 from imagemill.pipeline.images.readers.jpegxl_header import ALPHA, BLACK, CODESTREAM, Header, parse_header
 from imagemill.pipeline.images.readers.reader import StoredImage
-from imagemill.pipeline.images.samples import rescale, row_strips
+from imagemill.pipeline.images.samples import rescale, row_strips, to_uint8
 
 MAX_EXTRA_CHANNELS = 4
 """libjxl decodes each extra channel to four bytes per pixel, whether a caller wants the channel or not."""
 HEADER_BYTES = 4096
 MAX_METADATA_BYTES = 4_000_000
-LINEAR_SRGB = (1, 8)
-"""Code points of H.273: primaries and transfer function."""
 CODE_OF_12_BITS = (0, 1)
 """The bits of this code in the order of the codestream."""
 WHOLE, PART = b"jxlc", b"jxlp"
@@ -92,9 +90,9 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
         raise unsupported_format("JPEG XL in CMYK")
     if JPEG_RECONSTRUCTION in boxes and (stored := unpack_jpeg(data, header)):
         return stored
-    bit_depth = max(8, header.bits)
-    if header.is_xyb and header.has_profile:
-        data = request_linear_light(data, boxes, header)
+    bit_depth, is_linear = max(8, header.bits), header.is_xyb and header.has_profile
+    if is_linear:
+        data = request_12_bits(data, boxes, header)
     try:
         samples = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True, numthreads=1)
     except imagecodecs.JpegxlError:
@@ -103,8 +101,9 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
     if header.is_gray and header.extra_channels and not has_alpha:
         # imagecodecs returns gray with other extra channels as planes.
         samples = samples[0]
+    pixels = scale_to_full_range(samples, header)
     stored = StoredImage(
-        pixels=scale_to_full_range(samples, header),
+        pixels=convert_linear(pixels, header.is_gray) if is_linear else pixels,
         format="JPEGXL",
         mode="L" if header.is_gray else "RGB",
         has_alpha=has_alpha,
@@ -133,13 +132,11 @@ def unpack_jpeg(data: bytes, header: Header) -> StoredImage | None:
     return stored
 
 
-def request_linear_light(data: bytes, boxes: Boxes, header: Header) -> bytes:
-    """Prepare a file whose colours libjxl converts to linear sRGB, because it does not apply the ICC profile.
+def request_12_bits(data: bytes, boxes: Boxes, header: Header) -> bytes:
+    """Prepare an XYB file with an ICC profile, which libjxl returns as linear sRGB, for which 8 bits are too few.
 
-    Linear light needs more than 8 bits. In such a file, the depth says nothing about the coded data, so that the code of
-    8 bits can be replaced by that of 12 bits.
+    In an XYB file, the depth says nothing about the coded data, so the code of 8 bits can be replaced by that of 12 bits.
     """
-    header.colour_space, _ = parse_cicp(*LINEAR_SRGB)
     if header.bits != 8:
         return data
     header.bits = 12
@@ -148,6 +145,20 @@ def request_linear_light(data: bytes, boxes: Boxes, header: Header) -> bytes:
     for bit, value in enumerate(CODE_OF_12_BITS, position):
         patched[bit // 8] = patched[bit // 8] & ~(1 << bit % 8) | value << bit % 8
     return bytes(patched)
+
+
+def convert_linear(pixels: np.ndarray, is_gray: bool) -> np.ndarray:
+    """Convert linear sRGB (H,W) or (H,W,C), uint8 or uint16, to sRGB uint8. Alpha is only scaled."""
+    conversion = SrgbConversion(ColourSpace(curve=1.0), pixels.dtype, is_gray, 0)
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    colours = 1 if is_gray else 3
+    converted = np.empty(planes.shape, np.uint8)
+    for rows in row_strips(planes.shape[1], planes.shape[0]):
+        light = planes[rows][..., :colours]
+        converted[rows][..., :colours] = conversion(light[..., 0])[..., None] if is_gray else conversion(light)
+        alpha = planes[rows][..., colours:]
+        converted[rows][..., colours:] = to_uint8(alpha, 8 * pixels.itemsize)
+    return converted.reshape(pixels.shape)
 
 
 def read_profile(data: bytes) -> bytes | None:

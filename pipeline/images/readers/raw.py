@@ -7,6 +7,7 @@ bytes of uncompressed samples.
 
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -25,6 +26,8 @@ ORIENTATIONS = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}
 """EXIF orientation by LibRaw's code, whose bits transpose, flip and mirror."""
 SRGB_GAMMA = (2.4, 12.92)
 THREADS = "OMP_NUM_THREADS"
+LOADING = threading.Lock()
+"""Held while THREADS is changed."""
 
 
 def load_library() -> ModuleType:
@@ -34,15 +37,15 @@ def load_library() -> ModuleType:
         ImageError: with the class MissingExtra.
     """
     # Workers decode each image in one thread. The OpenMP of rawpy reads this variable when it is loaded.
-    threads = os.environ.get(THREADS)
-    os.environ[THREADS] = "1"
-    try:
-        return import_extra(("rawpy",), "raw", "Camera raw")
-    finally:
-        if threads is None:
+    with LOADING:
+        threads = os.environ.get(THREADS)
+        os.environ[THREADS] = "1"
+        try:
+            return import_extra(("rawpy",), "raw", "Camera raw")
+        finally:
             del os.environ[THREADS]
-        else:
-            os.environ[THREADS] = threads
+            if threads is not None:
+                os.environ[THREADS] = threads
 
 
 @contextmanager
@@ -82,7 +85,7 @@ def read_raw(stream: io.BytesIO) -> StoredImage:
         raise broken_image("camera raw: the file is truncated")
     with open_raw(stream) as (rawpy, image):
         exif = read_exif(rawpy, image, stream)
-        bits = int(image.white_level).bit_length()
+        bits = int(image.white_level or 0).bit_length()
         orientation = ORIENTATIONS.get(image.sizes.flip, 1)
         pixels: np.ndarray = image.postprocess(
             output_color=rawpy.ColorSpace.sRGB, output_bps=8, gamma=SRGB_GAMMA, use_camera_wb=True, user_flip=0

@@ -33,6 +33,6 @@ def find_zero_fill(image_format: str | None, data: bytes) -> str | None:
 
 
 def find_item_data(data: bytes, codec_property: bytes) -> list[tuple[int, int]]:
-    """Return where the coded images of a HEIF file begin and end. A sequence without items is one range."""
+    """Return where the coded images of a HEIF file begin and end; empty for a sequence without still images."""
     items = [item for item in read_items(data).by_id.values() if any(box[0] == codec_property for box in item.properties)]
-    return [extent for item in items for extent in item.extents] or [(data.find(b"mdat"), len(data))]
+    return [extent for item in items for extent in item.extents]
