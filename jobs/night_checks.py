@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imagemill.jobs.console import number, print_table, print_text
 from imagemill.jobs.night_config import NightlyConfig, NightRun, plan_night
+from imagemill.jobs.night_summary import REPORT_OWNER
 from imagemill.jobs.notification import resolve_webhook
 from imagemill.pipeline import disk
 from imagemill.pipeline.errors import StorageError
@@ -74,7 +75,7 @@ def log_problems(runs: list[NightRun], report: str | None) -> list[str]:
         add(run.job, "output", str(run.config.output), run.config.storage, output_problem)
         earlier_outputs.append(output)
     if report:
-        add("the night", "report", report, runs[0].config.storage, output_problem)
+        add(REPORT_OWNER, "report", report, runs[0].config.storage, output_problem)
     pool = concurrent.futures.ThreadPoolExecutor(CHECKS_AT_ONCE)
     answers = {}
     for (key, url, storage), (jobs, check) in checks.items():

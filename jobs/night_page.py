@@ -41,7 +41,10 @@ def write_night_page(place: Store, summary: dict[str, Any], failures: Sequence[s
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
         earlier = sorted(set(filter(PAGE_NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER_PAGES]
-        page = render_page("night.html", page_values(place, summary) | {"earlier": earlier, "failures": failures})
+        page = render_page(
+            "night.html",
+            page_values(place, summary) | {"earlier": earlier, "failures": [*summary.get("problems", ()), *failures]},
+        )
         paths = [name, INDEX] if may_replace_index(place, earlier) else [name]
         with FileRecord(place) as record:
             record.announce(paths)

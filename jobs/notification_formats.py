@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from imagemill.jobs.night_summary import REPORT_OWNER
 from imagemill.pipeline.sources.addresses import redact_secrets
 
 RUNS_SHOWN = 20
@@ -44,6 +45,8 @@ def message_lines(content: dict[str, Any]) -> list[str]:
     # Problems come first: they must not be among the runs that are left out.
     runs.sort(key=lambda run: not run["exit_code"])
     lines = [f"imagemill, night of {began:%Y-%m-%d}: {content['headline']}"]
+    # A location of a job is in the line of its run, if the problem persists.
+    lines += [f"- {problem}" for problem in content.get("problems", ()) if problem.startswith(f"{REPORT_OWNER}: ")]
     lines += [run_line(run) for run in runs[:RUNS_SHOWN]]
     if len(runs) > RUNS_SHOWN:
         lines.append(f"- and {len(runs) - RUNS_SHOWN} more runs")

@@ -6,6 +6,7 @@ files that no row names any more. The next run or prune finishes a prune that wa
 
 import hashlib
 import json
+import logging
 import posixpath
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from imagemill.pipeline.schema import concat_parts, new_run_id
 from imagemill.pipeline.sources.shard_index import delete_indexes
 from imagemill.pipeline.storage import Store
 
+log = logging.getLogger("imagemill.prune")
 Kind = Literal["gone", "old versions", "request"]
 """Images that left all inputs; rows that a newer row replaced; or images that somebody asked to delete."""
 PENDING, REMOVED = "pending.parquet", "removed.parquet"
@@ -92,6 +94,7 @@ def finish_interrupted_prunes(output: Store, check: Callable[[], None]) -> None:
     paths = {entry.path for entry in output.entries(PRUNED)}
     for folder in sorted({posixpath.dirname(path) for path in paths}):
         if f"{folder}/{PENDING}" in paths:
+            log.info("%s: finishing a prune that was interrupted", output.url)
             finish_prune(output, folder, check)
         elif f"{folder}/{PRUNED_RECORD}" in paths and f"{folder}/{REMOVED}" not in paths:
             output.delete(f"{folder}/{PRUNED_RECORD}")

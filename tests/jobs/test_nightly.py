@@ -105,6 +105,7 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
         show_night(NightlyConfig(**night), TONIGHT)
     [problem] = notification(tmp_path)["problems"]
     assert problem.startswith("silent: input s3://b: ")
+    assert "silent: input s3://b: " in Path(notification(tmp_path)["report"]).read_text()
     runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [5, 5, 5, 5, 0, 0, 0, 0, 0]
     assert "s3://b/2026-03-01" in runs[3]["exit_reason"]

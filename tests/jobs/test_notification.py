@@ -127,10 +127,12 @@ def test_notification_formats(receiver, tmp_path, monkeypatch):
     assert "exit code 0" in times
     assert page.startswith(f"report: {tmp_path}/nights/night-")
 
-    show_night(night(tmp_path, format="text"))
+    (tmp_path / "file").write_bytes(b"")
+    show_night(night(tmp_path, format="text").model_copy(update={"report": f"{tmp_path}/file"}))
     headers, body = receiver.received[2]
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
     assert body.decode().splitlines()[0] == f"imagemill, night of {datetime.now():%Y-%m-%d}: nothing new"
+    assert body.decode().splitlines()[1].startswith(f"- the night: report {tmp_path}/file: ")
 
 
 def test_failed_notification_is_recorded_and_shows_no_secret(receiver, tmp_path, caplog):

@@ -268,6 +268,33 @@ def test_report_on_s3_holds_no_secret(rclone_bucket, crops):
     assert "done" in json.loads(output.read(f"runs/{record['run_id']}/run.json"))["exit_reason"]
 
 
+def test_report_to_file_opens_without_the_bucket(rclone_bucket, crops, tmp_path, imagemill):
+    """`--to` copies a report out of a bucket, or makes the page of a killed run, and writes nothing to the bucket."""
+    source, output, page = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out"), tmp_path / "page.html"
+    source.write("one.png", encode_rgb(crops[0], "PNG"))
+    config = RunConfig(task="denoise", input=source.url, output=output.url)
+    first, second = run(config)["run_id"], run(config)["run_id"]
+    page.write_text("mine")
+    code, _, err = imagemill("report", output.url, "--to", page)
+    assert (code, "page.html: exists, and imagemill did not write it" in err) == (2, True)
+    assert imagemill("report", output.url, "--to", page, "--overwrite")[0] == 0
+    assert f"../{first}/report.html" in output.read(f"runs/{second}/report.html").decode()
+    assert first in page.read_text()
+    assert "report.html" not in page.read_text()
+
+    assert imagemill("report", output.url, "--run-id", first, "--to", page)[0] == 0
+    assert page.read_bytes() == output.read(f"runs/{first}/report.html")
+    for name in ("run.json", "report.html"):
+        output.delete(f"runs/{first}/{name}")
+    before = {entry.path: entry.etag for entry in output.entries()}
+    code, out, err = imagemill("report", output.url, "--run-id", first, "--to", page)
+    assert (code, f"page.html: run {first}" in out, f"run {first} has no report.html" in err) == (0, True, True)
+    assert pictures(page.read_text()) == 2
+    assert "killed or still running" in page.read_text()
+    assert f"{source.url} → {output.url}" in page.read_text()
+    assert {entry.path: entry.etag for entry in output.entries()} == before
+
+
 def test_run_over_an_empty_folder_has_a_report(tmp_path):
     (tmp_path / "in").mkdir()
     record = run(RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out"))
