@@ -167,7 +167,7 @@ def test_search_fits_whitening_to_digits(tmp_path, capsys):
 
 
 def test_map_draws_far_images_at_the_edge(output, tmp_path, capsys, monkeypatch):
-    """One image far from all others takes no space on the map, and has a mark of its own."""
+    """One image far from all others takes no space on the map, and has another mark."""
 
     def place(components, share):
         line = np.arange(len(components), dtype=float)
