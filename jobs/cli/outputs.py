@@ -43,12 +43,17 @@ def report(
     run_id: Annotated[
         str | None, typer.Option("--run-id", help="Report on this run. Default: the last one.", metavar="ID")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Write the report to this local file instead, to open or send it.", metavar="PAGE.html"),
+    ] = None,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
-    """Write the report.html of a run again."""
+    """Write the report.html of a run again, or with --to a copy that any browser opens."""
     from imagemill.jobs.report import show_report
 
-    show_report(store_at(output, config), run_id)
+    show_report(store_at(output, config), run_id, to, overwrite)
 
 
 def prune(

@@ -20,6 +20,12 @@ MERGED_BYTES = 8_000_000
 """Total size of the small parts that are merged into one."""
 SMALL_NEW_BYTES = 300_000
 """Parts of a run below this size are merged at its end: the footer and page headers of a part take 6 kB, which is 2 %."""
+NEW_LEVEL = 16
+"""Lowest zstd level of parts that are merged at the end of a run.
+
+Level 16 makes latents up to 7 % smaller than level 9, in four times the time, because from this level on, zstd splits its
+blocks where the statistics change. Workers, and `compact`, which may have to rewrite a gigabyte, keep the level of the run.
+"""
 
 
 def compact(output: Store, parts: set[str], level: int, check: Callable[[], None]) -> int:
@@ -60,7 +66,7 @@ def merge_new_parts(output: Store, before: set[str], max_rows: int, level: int, 
         output: the OUTPUT.
         before: paths of the parts that existed before the run began. They stay as they are.
         max_rows: maximum number of rows of a merged part.
-        level: zstd compression level.
+        level: zstd compression level of the run.
         check: raises OutputHeld if another run took the lease.
 
     Returns:
@@ -73,7 +79,7 @@ def merge_new_parts(output: Store, before: set[str], max_rows: int, level: int, 
         rows = {path: len(read_part(output, path, ["image_id"])) for path in small} if len(small) > 1 else {}
         for group in group_by_rows(rows, sizes, max_rows):
             check()
-            merged += merge_parts(output, "results", group, level)
+            merged += merge_parts(output, "results", group, max(level, NEW_LEVEL))
     except store_failures(OutputHeld, StorageError, pa.ArrowException) as e:
         log.warning("%s: parts of this run were not merged: %s", output.url, reason(e))
     return merged

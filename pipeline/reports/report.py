@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ from imagemill.pipeline.store_failures import reason, store_failures
 log = logging.getLogger("imagemill.report")
 RUNS_SHOWN = 30
 PICTURE = b'<img src="data:'
+LINK_TO_REPORT = re.compile(rb'<a href="\.\./[^"/]+/report\.html">([^<]*)</a>')
+"""A link to the report of another run, which works only inside OUTPUT."""
 GEOMETRY = ["orig_width", "orig_height", "output_bytes", "encoded_at"]
 OpenSources = Callable[[list[dict[str, Any]]], SourceReader]
 """Returns the reader of the input images of some rows."""
@@ -112,9 +115,45 @@ def rewrite_report(output: Store, run_id: str) -> str:
     Raises:
         StorageError: when the run does not exist, or the existing report has more pictures than can be made now.
     """
+    record = read_record(output, run_id)
+    return save_report(output, record, set(), earlier_sources(output, record))
+
+
+def read_report(output: Store, run_id: str) -> bytes:
+    """Return the report of an earlier run as a page that can leave OUTPUT; nothing is written to OUTPUT.
+
+    A run without a report, because it was killed or its report was deleted, gets a page from its rows.
+
+    Raises:
+        StorageError: when the run does not exist, or the output cannot be read.
+    """
+    record = read_record(output, run_id)
+    try:
+        page = output.read(report_path(run_id))
+    except FileNotFoundError:
+        log.info("run %s has no report.html: making one from its rows", run_id)
+        page = render_report(output, record, set(), earlier_sources(output, record))
+    except store_failures() as e:
+        raise StorageError(f"{output.uri(report_path(run_id))}: cannot be read: {reason(e)}") from None
+    return LINK_TO_REPORT.sub(rb"\1", page)
+
+
+def read_record(output: Store, run_id: str) -> dict[str, Any]:
+    """Return run.json of a run, or what its config says if it was killed or is still running.
+
+    Raises:
+        StorageError: when the run does not exist, or its config is damaged.
+    """
     if not RUN_ID.fullmatch(run_id) or not output.exists(f"runs/{run_id}/config.yaml"):
         raise StorageError(f"{output.url}: has no run {run_id}. `imagemill status` lists the runs.")
-    record = next(iter(read_run_records(output, [run_id])), {"run_id": run_id})
+    if records := read_run_records(output, [run_id]):
+        return records[0]
+    config = read_run_config(output, {"run_id": run_id})
+    return {"run_id": run_id, "task": config.task, "input": config.input, "output": output.url}
+
+
+def earlier_sources(output: Store, record: dict[str, Any]) -> OpenSources:
+    """Return a function that finds the input images of rows of an earlier run in its input."""
 
     def open_sources(rows: list[dict[str, Any]]) -> SourceReader:
         config = read_run_config(output, record)
@@ -126,7 +165,7 @@ def rewrite_report(output: Store, run_id: str) -> str:
             return source_reader(config, [])
         return source_reader(config, build_references(images, source.store, "", {}, config.prefix)[0].to_pylist())
 
-    return save_report(output, record, set(), open_sources)
+    return open_sources
 
 
 def source_reader(config: RunConfig, existing: list[dict[str, Any]]) -> SourceReader:
@@ -151,12 +190,8 @@ def save_report(output: Store, record: dict[str, Any], before: set[str], open_so
     Raises:
         StorageError: when the existing report has more pictures. They cannot be made again after their files have changed.
     """
-    from imagemill.pipeline.reports.page import render_page
-
     path = report_path(record["run_id"])
-    report = build_report(output, record, before, open_sources)
-    labels = {"label_column": label_column, "name_column": name_column}
-    page = render_page("run.html", {"report": report, **labels})
+    page = render_report(output, record, before, open_sources)
     from imagemill.pipeline.reports.pictures import PICTURE_SECONDS
 
     if output.exists(path) and (shown := output.read(path).count(PICTURE)) > page.count(PICTURE):
@@ -165,6 +200,14 @@ def save_report(output: Store, record: dict[str, Any], before: set[str], open_so
         raise StorageError(f"{output.uri(path)}: {problem}. Delete the file to write a report with fewer pictures.")
     output.write(path, page)
     return path
+
+
+def render_report(output: Store, record: dict[str, Any], before: set[str], open_sources: OpenSources) -> bytes:
+    """Return the page of `build_report`."""
+    from imagemill.pipeline.reports.page import render_page
+
+    report = build_report(output, record, before, open_sources)
+    return render_page("run.html", {"report": report, "label_column": label_column, "name_column": name_column})
 
 
 def build_report(output: Store, record: dict[str, Any], before: set[str], open_sources: OpenSources) -> RunReport:
