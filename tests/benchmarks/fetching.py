@@ -93,7 +93,7 @@ def peer_rate(program: str, manifest: Path, output: Path, threads: int) -> float
 
 def main(
     images: Annotated[int, typer.Option(min=100, help="URLs in the list")] = 2000,
-    img2dataset: Annotated[str | None, typer.Option(help="img2dataset of its own environment")] = None,
+    img2dataset: Annotated[str | None, typer.Option(help="program img2dataset, in another environment")] = None,
     server_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print a table of images per second."""
