@@ -29,7 +29,7 @@ def write_map(output: Store, page: str, method: str, overwrite: bool = False) ->
     Args:
         output: the output to draw.
         page: the HTML file to write.
-        method: a key of `atlas.METHODS`.
+        method: a key of `image_map.METHODS`.
         overwrite: replace a file that imagemill did not write.
 
     Raises:
@@ -80,11 +80,12 @@ def page_values(drawn: ImageMap, pictures: dict[str, dict[str, Any]], url: str, 
             "x": round(float(x), 1),
             "y": round(HEIGHT - float(y), 1),
             "cluster": int(cluster),
+            "is_outside": bool(is_outside),
             "neighbours": " ".join(map(str, neighbours)),
             "similarity": float(similarity),
         }
-        for row, (x, y), cluster, neighbours, similarity in zip(
-            drawn.rows, positions, drawn.cluster, drawn.neighbours, drawn.similarity, strict=True
+        for row, (x, y), cluster, is_outside, neighbours, similarity in zip(
+            drawn.rows, positions, drawn.cluster, drawn.outside, drawn.neighbours, drawn.similarity, strict=True
         )
     ]
     sizes = np.bincount(drawn.cluster, minlength=len(drawn.typical))

@@ -1,13 +1,14 @@
 """The stages of a worker, from references to rows.
 
-Threads fetch and decode, the model runs on batches of one padded size, threads encode and write (row_builder.py).
+Threads fetch (sources/image_reader.py), other threads decode, the model runs on batches of one padded size, threads encode
+and write (row_builder.py).
 """
 
 import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ from imagemill.pipeline.output.style_images import load_style_images
 from imagemill.pipeline.pixel_budget import PixelBudget
 from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
-from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
+from imagemill.pipeline.sources.host_queue import HostBusy
+from imagemill.pipeline.sources.image_reader import ImageReader, Read, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
@@ -83,7 +85,7 @@ class BlockProcessor:
             self.latents[job.checkpoint_sha256] = model.latent.model_dump()
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
-        self.reading = ImageReader(job.source, job.threads)
+        self.reading = ImageReader(job.source, job.fetch_threads)
         self.watchdog = Watchdog(job.image_timeout_s, self._record_timeouts)
         self.suspects: Suspects | None = None
         self.build_row = RowBuilder(job, self.task, self.tally, self.watchdog)
@@ -131,17 +133,9 @@ class BlockProcessor:
 
     def _process(self, references: list[dict[str, Any]]) -> Iterator[Item]:
         """Yield the item of each reference, with its finished row."""
-        for group in self.budget.split(self._fetch_ahead(references)):
+        for group in self.budget.split(self.reading.read_ahead(references, self._fetch, self.job.fetch_per_host)):
             depth = 4 * self.job.threads + self.job.batch_size
             yield from map_ahead(lambda item: self.threads.submit(self.build_row, item), self._run_model(group), depth)
-
-    def _fetch_ahead(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Yield items with their encoded images in order, and fetch a few of them ahead."""
-
-        def submit(reference: dict[str, Any]) -> Future[Item]:
-            return self.reading.submit(reference, self._fetch, reference)
-
-        return map_ahead(submit, references, 2 * self.job.threads)
 
     def _run_model(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield items with their model outputs, batch by batch, and decode a few items ahead of the model."""
@@ -171,8 +165,12 @@ class BlockProcessor:
                 yield groups.pop(largest)
         yield from groups.values()
 
-    def _fetch(self, reference: dict[str, Any]) -> Item:
-        """Return an item with its encoded image and mask, or with its error."""
+    def _fetch(self, reference: dict[str, Any], read: Read) -> Item:
+        """Return an item with its encoded image and mask, or with its error.
+
+        Raises:
+            HostBusy: when the server of a URL is busy and may be asked again.
+        """
         item = Item(reference)
         suspects = require_value(self.suspects, "the suspects of the block")
         try:
@@ -182,12 +180,14 @@ class BlockProcessor:
                 error_class, _, message = reference["problem"].partition(": ")
                 raise Rejected("list", error_class, message, transient=error_class == UNREADABLE_SHARD)
             image_id, retry_seconds = reference["image_id"], self.reading.retry_seconds(reference)
-            with self.watchdog.step("fetch", image_id, extra_s=retry_seconds), self.tally.time("fetch"):
-                item.data, item.mask_data = self.reading.read(reference)
+            with self.watchdog.step("fetch", image_id, extra_s=retry_seconds) as restart, self.tally.time("fetch"):
+                item.data, item.mask_data = read(restart)
             self.tally.add(bytes_in=len(item.data))
             with self.watchdog.step("decode", image_id):
                 item.content_sha256 = hashlib.sha256(item.data).hexdigest()
                 item.pixels = read_pixel_count(item.data)
+        except HostBusy:
+            raise
         except Rejected as e:
             item.error = e.row
         except ReadError as e:

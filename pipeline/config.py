@@ -51,7 +51,20 @@ class PoolConfig(Strict):
         description="Compute in float32, bfloat16 or float16. Default: bfloat16 if the hardware supports it, else float16 "
         "on GPUs with tensor cores, else float32. compress computes in float32 by default, and integer latents always.",
     )
-    threads: int | None = Field(None, ge=1, description="Fetch and decode with this many threads in each worker.")
+    threads: int | None = Field(None, ge=1, description="Decode and encode with this many threads in each worker.")
+    fetch_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Fetch images with this many threads in each worker. Default: 32 for a manifest with URLs, 16 for a "
+        "bucket and other manifests, pool.threads for local files.",
+    )
+    fetch_per_host: int = Field(
+        32,
+        ge=1,
+        description="Manifest: send at most this many requests at once to one web server. The workers of a run share them, "
+        "but each worker sends at least one.",
+    )
     gpu: bool | None = Field(None, description="Give each worker a GPU. Default: true if a node has a GPU.")
     gpus_per_worker: float = Field(
         1,

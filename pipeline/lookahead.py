@@ -28,7 +28,13 @@ class Ready(Generic[Result]):
         return self.value
 
 
-def map_ahead(submit: Callable[[Item], HasResult[Result]], items: Iterable[Item], depth: int) -> Iterator[Result]:
+def map_ahead(
+    submit: Callable[[Item], HasResult[Result]],
+    items: Iterable[Item],
+    depth: int,
+    size_of: Callable[[Item], int] = lambda _: 0,
+    max_size: int = 0,
+) -> Iterator[Result]:
     """Yield the result of `submit(item)` for each item, in the order of the items.
 
     The iterator submits up to `depth` further items before it waits for a result, so memory is bounded by the results of
@@ -39,11 +45,22 @@ def map_ahead(submit: Callable[[Item], HasResult[Result]], items: Iterable[Item]
         items: consumed lazily.
         depth: maximum number of items that are in work or finished, in addition to the item whose result comes next; 0
             processes one item at a time.
+        size_of: returns the size of an item's result, for example in bytes.
+        max_size: maximum size of all results that are in work or finished. A larger result is in work alone.
     """
-    pending: deque[HasResult[Result]] = deque()
+    pending: deque[tuple[HasResult[Result], int]] = deque()
+    total_size = 0
     for item in items:
-        pending.append(submit(item))
+        size = size_of(item)
+        while pending and total_size + size > max_size:
+            future, future_size = pending.popleft()
+            total_size -= future_size
+            yield future.result()
+        pending.append((submit(item), size))
+        total_size += size
         if len(pending) > depth:
-            yield pending.popleft().result()
+            future, future_size = pending.popleft()
+            total_size -= future_size
+            yield future.result()
     while pending:
-        yield pending.popleft().result()
+        yield pending.popleft()[0].result()

@@ -21,7 +21,7 @@ class Pool:
     num_gpus: float
     """Share of one GPU, 0 to 1."""
     threads: int
-    """Threads that fetch and decode."""
+    """Threads that decode and encode; they also read files of a local disk."""
     batch_size: int
 
     def no_more_than(self, images: int) -> "Pool":

@@ -42,6 +42,12 @@ def split_scheme(url: str) -> tuple[str, str]:
         if colon and name.lower() in SCHEMES:
             raise ConfigError(f"{url}: write {name.lower()}://, or ./{url} for a local folder of this name")
         return "file", os.path.abspath(os.path.expanduser(url))
+    if scheme == "hf":
+        name = path.removeprefix("datasets/").partition("@")[0] or "OWNER/NAME"
+        raise ConfigError(
+            f"{url}: data sets are read from a folder. Run `hf download {name} --repo-type dataset --local-dir FOLDER` "
+            "(pip install huggingface_hub) and give FOLDER"
+        )
     if scheme not in SCHEMES:
         raise ConfigError(f"{url}: scheme {scheme!r} is not supported. Valid: {', '.join(SCHEMES)}")
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")

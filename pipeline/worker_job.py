@@ -35,7 +35,11 @@ class WorkerJob:
     batch_size: int
     """Maximum number of images in a model batch."""
     threads: int
-    """Threads that fetch and decode."""
+    """Threads that decode and encode."""
+    fetch_threads: int
+    """Threads that fetch."""
+    fetch_per_host: int
+    """Maximum number of requests at once of this worker to one web server."""
     gpus: float
     """Share of a GPU that the engine gives the worker, or 0. torch cannot tell, because Ray does not hide other GPUs."""
     torch_threads: int

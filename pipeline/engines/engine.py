@@ -18,6 +18,7 @@ from imagemill.pipeline.pool import Pool
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
 from imagemill.pipeline.run_record import RunRecord
+from imagemill.pipeline.sources.image_reader import default_fetch_threads
 from imagemill.pipeline.superseded_rows import mark_superseded
 from imagemill.pipeline.worker import BLOCKS_AT_ONCE
 from imagemill.pipeline.worker_job import WorkerJob
@@ -68,7 +69,8 @@ class Work:
         The job is small: Ray passes it again to each restarted actor, and a large object could be gone by then (ray#53727).
         """
         resolved, config, output = self.resolved, self.resolved.config, self.resolved.output
-        self.record.pool = pool.record()
+        fetch_threads = config.pool.fetch_threads or default_fetch_threads(resolved.source, pool.threads)
+        self.record.pool = pool.record() | {"fetch_threads": fetch_threads}
         # The share refers to the whole plan even after a loss of nodes. Otherwise too many remaining images are measured.
         share = config.measured_share(len(self.plan.todo))
         if resolved.task.stores_latent:
@@ -88,6 +90,8 @@ class Work:
             lineage=self.record.lineage(),
             batch_size=pool.batch_size,
             threads=pool.threads,
+            fetch_threads=fetch_threads,
+            fetch_per_host=max(1, config.pool.fetch_per_host // pool.workers),
             gpus=pool.num_gpus,
             torch_threads=pool.torch_threads,
             dtype=config.pool.dtype,

@@ -8,6 +8,9 @@ import numpy as np
 BINS = 24
 LOGARITHMIC_RANGE = 30.0
 """Values with a larger ratio of largest to smallest get a logarithmic axis."""
+TAIL, ROOM = 10.0, 1.0
+"""A scatter plot shows the values between the percentiles TAIL and 100 − TAIL, and ROOM times their distance on either side.
+Nearly all normally distributed values lie inside (±3.8 standard deviations)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Projection:
     """Rank by the quality column, in [0, 1]."""
     explained: float
     """Share of the variance that both components explain."""
+    outside: list[bool]
+    """Whether a point lies outside the plot and is drawn at its edge."""
 
 
 def summarize_latent(latent: np.ndarray) -> np.ndarray:
@@ -90,6 +95,23 @@ def principal_components(features: np.ndarray, most: int) -> tuple[np.ndarray, n
     return axes, np.concatenate([variances / max(float(variances.sum()), 1e-12), [0.0, 0.0]])
 
 
+def clip_outliers(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move points that lie far from most others to the edge, so that a few of them do not squash the rest into a corner.
+
+    Args:
+        positions: (N,2).
+
+    Returns:
+        The moved points (N,2), and which ones were moved, (N,) bool. An axis on which nearly all points are equal is kept.
+    """
+    # Interpolated percentiles of few points would depend on the outliers.
+    low = np.percentile(positions, TAIL, axis=0, method="higher")
+    high = np.percentile(positions, 100 - TAIL, axis=0, method="lower")
+    room = np.where(high > low, ROOM * (high - low), np.inf)
+    clipped = np.clip(positions, low - room, high + room)
+    return clipped, (clipped != positions).any(1)
+
+
 def project_latents(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Projection:
     """Return the scatter plot of latents.
 
@@ -98,9 +120,11 @@ def project_latents(names: Sequence[str], features: np.ndarray, quality: np.ndar
         features: (n,D); each column is divided by its standard deviation.
         quality: (n,), decides the shade; images without a value (NaN) are the palest.
     """
-    xy, share = principal_components(features / np.maximum(features.std(0), 1e-6), 2)
+    components, share = principal_components(features / np.maximum(features.std(0), 1e-6), 2)
+    xy, outside = clip_outliers(components)
     span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)
     xy = (xy - xy.min(0)) / span
     shade = np.argsort(np.argsort(np.nan_to_num(quality, nan=-np.inf))) / max(1, len(quality) - 1)
     shade[np.isnan(quality)] = 0.0
-    return Projection(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), float(share[:2].sum()))
+    x, y = xy.T.tolist()
+    return Projection(list(names), x, y, shade.tolist(), float(share[:2].sum()), outside.tolist())

@@ -13,7 +13,7 @@ from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.output.neighbours import Collection
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
-from imagemill.pipeline.reports.charts import principal_components
+from imagemill.pipeline.reports.charts import clip_outliers, principal_components
 
 MAX_IMAGES, MAX_PARTS = 1_500, 150
 """A map of a larger output shows a random sample, which is read from at most MAX_PARTS parts."""
@@ -28,8 +28,10 @@ class ImageMap:
     rows: list[dict[str, Any]]
     positions: np.ndarray
     """(N,2) float in [0, 1]."""
+    outside: np.ndarray
+    """(N,) bool: the image lies outside the map and is drawn at its edge."""
     method: str
-    """A sentence that explains the positions."""
+    """Sentences that explain the positions."""
     cluster: np.ndarray
     """(N,) number of the cluster, from 0, the largest cluster first."""
     typical: list[int]
@@ -87,10 +89,14 @@ def build_map(images: Collection, columns: list[str], method: str, problems: lis
     neighbours = np.argsort(-similarities, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(rows) - 1)]
     components, share = principal_components(features, CLUSTER_COMPONENTS)
     positions, explanation = METHODS[method](components, share)
+    positions, outside = clip_outliers(positions)
+    if count := int(outside.sum()):
+        lie = "image lies" if count == 1 else "images lie"
+        explanation += f" {count:,} {lie} far outside, at the edge of the map: as a diamond, or with a dashed frame."
     low, high = positions.min(0), positions.max(0)
     positions = np.where(high > low, (positions - low) / np.where(high > low, high - low, 1), 0.5)
     cluster, typical = find_clusters(components)
-    return ImageMap(rows, positions, explanation, cluster, typical, neighbours, np.maximum(similarities.max(1), 0))
+    return ImageMap(rows, positions, outside, explanation, cluster, typical, neighbours, np.maximum(similarities.max(1), 0))
 
 
 def place_by_pca(components: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:

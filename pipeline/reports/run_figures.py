@@ -85,9 +85,10 @@ def measure_stages(record: dict[str, Any]) -> list[Stage]:
     working = max(0.5, seconds["run"] - record["seconds"].get("first_image", 0))
     stages = []
     for name, spent in record.get("stage_seconds", {}).items():
-        # One thread of a worker runs the model and one commits; the other stages share a thread pool.
-        threads = pool["actors"] * (1 if name in ("model", "commit") else pool["threads"])
-        stages.append(Stage(name, spent, min(1.0, spent / (working * threads))))
+        # One thread of a worker runs the model and one commits; fetches have their own threads, and the other stages share a
+        # thread pool. Older versions did not record the threads that fetch.
+        threads = {"model": 1, "commit": 1, "fetch": pool.get("fetch_threads", pool["threads"])}.get(name, pool["threads"])
+        stages.append(Stage(name, spent, min(1.0, spent / (working * pool["actors"] * threads))))
     return sorted(stages, key=lambda stage: -stage.busy)
 
 

@@ -1,16 +1,22 @@
 """Read the bytes of an image from a file, a shard or a URL, and check them against the listing."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from imagemill.models.type_checks import require_value
+from imagemill.pipeline.lookahead import map_ahead
+from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.addresses import redact_secrets
+from imagemill.pipeline.sources.byte_budget import FETCHED_BYTES, ByteBudget
+from imagemill.pipeline.sources.host_queue import HostBusy, HostQueue
 from imagemill.pipeline.sources.input import Input
+from imagemill.pipeline.sources.resolver import AddressRefused
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
-from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch
+from imagemill.pipeline.sources.web import InvalidAddress, TooLarge, fetch, host_of, request
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import class_of, reason
 
@@ -22,7 +28,25 @@ RETRY_SECONDS = 1800.0
 and wait 15 s each time, a web server may be busy and then slow, and a packed shard is read from its beginning."""
 PERMANENT_ERRORS = {AddressRefused: "NotAllowed", InvalidAddress: "NoAddress", TooLarge: "TooManyBytes"}
 """Error classes of URLs that are not fetched again."""
+WEB_THREADS, BUCKET_THREADS = 32, 16
+"""Default number of threads of a worker that fetch URLs, or objects of a bucket. They mostly wait for the network."""
 Result = TypeVar("Result")
+Reference = dict[str, Any]
+"""A row of the plan (schema.REFERENCE)."""
+Read = Callable[[Callable[[], None]], tuple[bytes, bytes | None]]
+"""Reads the image and mask of a reference; calls its argument from time to time while it waits for memory."""
+
+
+def default_fetch_threads(source: Input, threads: int) -> int:
+    """Return how many threads of a worker fetch images.
+
+    Args:
+        source: the input.
+        threads: threads that decode. As many read a local disk, which answers at once.
+    """
+    if source.file and manifest.is_manifest(source.file):
+        return WEB_THREADS if source.config.http != "refuse" else BUCKET_THREADS
+    return threads if source.store.local else BUCKET_THREADS
 
 
 class ReadError(Exception):
@@ -31,6 +55,11 @@ class ReadError(Exception):
     def __init__(self, error_class: str, message: str, transient: bool = True) -> None:
         super().__init__(message)
         self.error_class, self.transient = error_class, transient
+
+
+def encoded_bytes(reference: Reference) -> int:
+    """Return the listed bytes of an image and its mask; 0 for an image that is not read."""
+    return 0 if reference["problem"] else max(0, reference["size"]) + (reference["mask_size"] or 0)
 
 
 def check_size(size: int, what: str) -> None:
@@ -47,11 +76,11 @@ class ImageReader:
 
     Args:
         source: the input.
-        threads: threads that read files.
+        threads: threads that read files and URLs.
     """
 
     def __init__(self, source: Input, threads: int) -> None:
-        self.source = source
+        self.source, self.threads = source, threads
         self._files = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._shards = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._open: tuple[str, ShardReader] | None = None
@@ -62,6 +91,48 @@ class ImageReader:
     def submit(self, reference: dict[str, Any], fn: Callable[..., Result], *args: Any) -> Future[Result]:
         """Call `fn(*args)` on a thread that may read the image of `reference`."""
         return (self._files if reference["offset"] is None else self._shards).submit(fn, *args)
+
+    def read_ahead(
+        self, references: list[Reference], fetch: Callable[[Reference, Read], Result], per_host: int
+    ) -> Iterator[Result]:
+        """Yield `fetch(reference, read)` of each reference, and call it on threads, ahead of the consumer.
+
+        Files and members of shards come first, in their order, then images from URLs in the order in which they arrive. The
+        encoded images that were read ahead take at most FETCHED_BYTES, or are one larger image.
+
+        Args:
+            references: the images of a block.
+            fetch: calls `read` for the image and mask; must let HostBusy pass.
+            per_host: maximum number of requests at once to one web server.
+        """
+        urls = [reference for reference in references if reference["base"] == "" and not reference["problem"]]
+        files = [reference for reference in references if reference["base"] != "" or reference["problem"]]
+
+        def submit(reference: Reference) -> Future[Result]:
+            return self.submit(reference, fetch, reference, lambda _: self.read(reference))
+
+        yield from map_ahead(submit, files, 2 * self.threads, encoded_bytes, FETCHED_BYTES)
+        budget = ByteBudget(FETCHED_BYTES)
+
+        def fetch_url(reference: Reference, refusals: int) -> tuple[Result, int]:
+            taken = 0
+
+            def read(report_progress: Callable[[], None]) -> tuple[bytes, None]:
+                nonlocal taken
+                with budget.fetch(report_progress) as take_bytes:
+                    data = self.read_url(reference["path"], refusals, take_bytes)
+                taken = len(data)
+                return data, None
+
+            return fetch(reference, read), taken
+
+        def url_host(reference: Reference) -> str:
+            return host_of(reference["path"])
+
+        queue = HostQueue(urls, url_host, fetch_url, self._files, self.threads, per_host, lambda: budget.has_room)
+        for result, taken in queue:
+            budget.release(taken)
+            yield result
 
     def retry_seconds(self, reference: dict[str, Any]) -> float:
         """Return how much longer than another stage `read` may take: 0 for files on a disk, else RETRY_SECONDS."""
@@ -111,12 +182,35 @@ class ImageReader:
             return self.source.store
         return Store(base, self.source.store.config) if base else None
 
+    def read_url(self, url: str, refusals: int, take_bytes: Callable[[int], None]) -> bytes:
+        """Return the image at a URL, by one request.
+
+        Args:
+            url: an http(s) URL.
+            refusals: number of times that a busy server refused this request.
+            take_bytes: called with the number of bytes of each chunk, before the next one is read.
+
+        Raises:
+            HostBusy: when the server is busy and may be asked again.
+            ReadError: when the image cannot be read.
+        """
+        with self._read_errors(url):
+            return request(url, MAX_FILE_BYTES, self.source.config.http == "public", refusals, take_bytes)
+
     def _file(self, base: str | None, path: str) -> bytes:
-        try:
+        with self._read_errors(path):
             store = self._store(base)
             if store is None:
                 return fetch(path, MAX_FILE_BYTES, public_only=self.source.config.http == "public")
             return store.read(path)
+
+    @contextmanager
+    def _read_errors(self, path: str) -> Iterator[None]:
+        """Turn the errors of a `with` block that reads a file into a ReadError."""
+        try:
+            yield
+        except (HostBusy, ReadError):
+            raise
         except FileNotFoundError:
             raise ReadError("FileNotFound", f"{redact_secrets(path)} no longer exists") from None
         except (AddressRefused, InvalidAddress, TooLarge) as e:

@@ -1,8 +1,8 @@
 """Parquet shards: a column of encoded images, or of lists of images, and optionally a column that names them."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -38,15 +38,24 @@ MAX_ROW_IMAGES = 1 << 24
 """In a column of lists, the offset of an image is row * MAX_ROW_IMAGES + number of the image in its row."""
 
 
+class RowFile(Protocol):
+    """A file of rows: `pq.ParquetFile`, or `arrow.ArrowFile`."""
+
+    schema_arrow: pa.Schema
+
+    def iter_batches(self, batch_size: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield all rows in order, at most `batch_size` at a time."""
+
+
 class NoImages(Exception):
-    """Raised for a Parquet file without a column of encoded images."""
+    """Raised for a file without a column of encoded images."""
 
 
 class UnreadableColumn(Exception):
     """Raised if the column of images is ambiguous or has an unsupported type. The message says what to do."""
 
 
-def find_image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
+def find_image_column(file: RowFile, path: str, config: SourceConfig) -> str:
     """Return the column of encoded images.
 
     The choice is, in this order: the configured column; a column with a usual name; the only binary column; the only column
@@ -86,7 +95,7 @@ def find_image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> 
     raise NoImages
 
 
-def sample_image_columns(file: pq.ParquetFile, names: list[str]) -> list[str]:
+def sample_image_columns(file: RowFile, names: list[str]) -> list[str]:
     """Return the columns that contain, at any depth, bytes that begin like an image in the first rows."""
     image_columns: set[str] = set()
     rows = 0
@@ -130,9 +139,23 @@ def find_key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str |
 
 
 def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:
-    """List the images of a Parquet shard, like `ShardFormat.index`.
+    """List the images of a Parquet shard, like `ShardFormat.index`."""
+    yield from index_rows(pq.ParquetFile, "parquet", store, path, config)
+
+
+def index_rows(
+    open_rows: Callable[[BinaryIO], RowFile], kind: str, store: Store, path: str, config: SourceConfig
+) -> Iterator[ListedEntry]:
+    """List the images of a shard that is a file of rows.
 
     The etag of an image is a digest of its bytes. A file without images counts as one other file.
+
+    Args:
+        open_rows: opens the content of the shard.
+        kind: what a file without images is counted as.
+        store: the location of the input.
+        path: the shard.
+        config: how to read the shard.
 
     Raises:
         ConfigError: when a configured column does not exist or has an unsuitable type.
@@ -140,14 +163,14 @@ def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
     column = "its columns"
     try:
         with store.open(path) as file:
-            parquet = pq.ParquetFile(file)
-            schema, carry = parquet.schema_arrow, config.carry or []
-            image_column, key = find_image_column(parquet, path, config), find_key_column(schema, path, config)
+            row_file = open_rows(file)
+            schema, carry = row_file.schema_arrow, config.carry or []
+            image_column, key = find_image_column(row_file, path, config), find_key_column(schema, path, config)
             check_carry(schema, path, carry)
             column, has_lists = describe_columns(schema, [image_column]), is_list(schema.field(image_column).type)
             selected = list(dict.fromkeys([image_column, *([key] if key else []), *carry]))
             row = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=selected):
+            for batch in row_file.iter_batches(BATCH_ROWS, columns=selected):
                 other_columns = batch.drop_columns([image_column]).to_pylist() or [{}] * len(batch)
                 for scalar, values in zip(batch[image_column], other_columns, strict=True):
                     name = str(values[key]) if key and values[key] not in (None, "") else f"row-{row:09d}"
@@ -160,12 +183,14 @@ def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
                             yield list_row_image(*image, f"{path}/{name}/{number}", path, offset, extra)
                     row += 1
     except NoImages:
-        yield "parquet"
+        yield kind
     except pa.ArrowNotImplementedError as e:
         why = f"pyarrow cannot read {column}: {' '.join(str(e).split())[:200]}"
         yield ListedImage(path, 0, "unread", path, problem=f"UnreadColumn: {why}")
     except UnreadableColumn as e:
         yield ListedImage(path, 0, "unread", path, problem=f"UnreadColumn: {e}")
+    except EOFError as e:
+        yield ListedImage(path, 0, "cut", path, problem=f"CutShard: {e}")
     except (OSError, pa.ArrowException, UnicodeError) as e:
         if not is_damage(e):
             raise

@@ -1,9 +1,10 @@
 """The table of shard formats. To add a format, write its file and add one row here."""
 
-from imagemill.pipeline.sources import parquet, tar
+from imagemill.pipeline.sources import arrow, parquet, tar
 from imagemill.pipeline.sources.source import ShardFormat
 
 SHARD_FORMATS: dict[str, ShardFormat] = {
+    "arrow": arrow.FORMAT,
     "parquet": parquet.FORMAT,
     "tar": tar.FORMAT,
 }

@@ -1,7 +1,6 @@
 """Fetch images by http(s) URL, for manifests. By default a URL must not reach into the private network of the workers."""
 
 import io
-import ipaddress
 import logging
 import socket
 import string
@@ -9,12 +8,15 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
 from imagemill.pipeline.pauses import BUSY, pause, quiet_seconds, record_answer, retry_after
 from imagemill.pipeline.sources.addresses import redact_secrets
+from imagemill.pipeline.sources.host_queue import HostBusy
+from imagemill.pipeline.sources.resolver import AddressRefused, connect
 
 log = logging.getLogger("imagemill.web")
 TIMEOUT_SECONDS = 30.0
@@ -22,10 +24,6 @@ TIMEOUT_SECONDS = 30.0
 RESPONSE_SECONDS = 600.0
 """Maximum time for a whole response."""
 CHUNK_BYTES = 1 << 20
-
-
-class AddressRefused(OSError):
-    """Raised for a host whose address is private, link-local or otherwise not on the public internet."""
 
 
 class InvalidAddress(OSError):
@@ -36,24 +34,10 @@ class TooLarge(OSError):
     """Raised for a response body with more bytes than allowed."""
 
 
-def connect_public(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
-    """Connect like `socket.create_connection`, to public addresses only.
-
-    The connection goes to the address that was checked, so a name that resolves differently later gains nothing.
-
-    Raises:
-        AddressRefused: when the host has an address that is not public.
-    """
-    host, port = address
-    ips = [str(resolved[0]) for *_, resolved in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    private = [ip for ip in ips if not ipaddress.ip_address(ip.partition("%")[0]).is_global]
-    if private:
-        raise AddressRefused(f"{host} is {private[0]}, which is not a public address. source.http: any allows it")
-    return socket.create_connection((ips[0], port), *args, **kwargs)
-
-
 class TimedStream(io.RawIOBase):
     """The bytes that a server sends, for at most RESPONSE_SECONDS. The timeout of a socket restarts with each byte.
+
+    Time between two reads does not count, because a reader may wait for memory.
 
     Args:
         sock: the socket of the connection.
@@ -61,7 +45,7 @@ class TimedStream(io.RawIOBase):
     """
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        self.sock, self.raw, self.end = sock, raw, time.monotonic() + RESPONSE_SECONDS
+        self.sock, self.raw, self.remaining_s = sock, raw, RESPONSE_SECONDS
 
     def readable(self) -> bool:
         """Return True."""
@@ -69,11 +53,14 @@ class TimedStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         """Read into a buffer; return the number of bytes."""
-        remaining = self.end - time.monotonic()
-        if remaining <= 0:
+        if self.remaining_s <= 0:
             raise TimeoutError(f"the response is not complete after {RESPONSE_SECONDS:.0f} s")
-        self.sock.settimeout(min(remaining, TIMEOUT_SECONDS))
-        return self.raw.readinto(buffer)
+        self.sock.settimeout(min(self.remaining_s, TIMEOUT_SECONDS))
+        began_s = time.monotonic()
+        try:
+            return self.raw.readinto(buffer)
+        finally:
+            self.remaining_s -= time.monotonic() - began_s
 
     def close(self) -> None:
         """Close the stream."""
@@ -105,8 +92,7 @@ class Handler(urllib.request.AbstractHTTPHandler):
         """Return a connection that applies the time limit and the check of addresses."""
         connection: Any = kind(*args, **kwargs)
         connection.response_class = TimedResponse
-        if self.public_only:
-            connection._create_connection = connect_public
+        connection._create_connection = partial(connect, public_only=self.public_only)
         return connection
 
     def http_open(self, request: urllib.request.Request) -> Any:
@@ -129,8 +115,30 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
+def host_of(url: str) -> str:
+    """Return the host and port that a URL names, in lower case. Invalid URLs have no host."""
+    try:
+        return urllib.parse.urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
-    """Return the body at a URL. A busy server is asked again, for as long as pauses.py says.
+    """Return the body at a URL like `request`, and wait while the server is busy."""
+    refusals = 0
+    while True:
+        time.sleep(quiet_seconds(host_of(url)))
+        try:
+            return request(url, max_bytes, public_only, refusals)
+        except HostBusy as e:
+            refusals += 1
+            time.sleep(e.seconds)
+
+
+def request(
+    url: str, max_bytes: int, public_only: bool, refusals: int = 0, take_bytes: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """Return the body at a URL.
 
     Redirects are followed, each under the same rules. Proxies from the environment are not used.
 
@@ -138,8 +146,11 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
         url: an http(s) URL.
         max_bytes: maximum size of the body.
         public_only: whether to refuse addresses that are not public.
+        refusals: number of times that a busy server refused this request.
+        take_bytes: called with the number of bytes of each chunk, before the next one is read.
 
     Raises:
+        HostBusy: when the server is busy and may be asked again, as pauses.py says.
         FileNotFoundError: for HTTP status 404 and 410.
         AddressRefused, InvalidAddress, TooLarge: when trying again cannot help.
         TimeoutError: when the response is not complete after RESPONSE_SECONDS.
@@ -148,40 +159,35 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     shown = redact_secrets(url)
     # urllib quotes the URLs of redirects in the same way.
     quoted = urllib.parse.quote(url, safe=string.punctuation)
-    attempt = 0
-    while True:
-        try:
-            host = urllib.parse.urlsplit(quoted).netloc
-            time.sleep(quiet_seconds(host))
-            body = request_body(quoted, shown, max_bytes, public_only)
+    host = host_of(url)
+    try:
+        body = request_body(quoted, shown, max_bytes, public_only, take_bytes)
+        record_answer(host)
+        return body
+    except urllib.error.HTTPError as e:
+        if e.code not in BUSY:
             record_answer(host)
-            return body
-        except urllib.error.HTTPError as e:
-            attempt += 1
-            if e.code in BUSY and (seconds := pause(host, retry_after(dict(e.headers)), attempt)) is not None:
-                log.info("%s: busy (HTTP %d), trying again after %.1f s", shown, e.code, seconds)
-                time.sleep(seconds)
-                continue
-            if e.code not in BUSY:
-                record_answer(host)
-            if e.code in (404, 410):
-                raise FileNotFoundError(f"{shown}: {e.code}") from None
-            # The reason names a redirect that was refused.
-            raise OSError(f"{shown}: {e.code} {redact_secrets(str(e.reason))}") from None
-        except urllib.error.URLError as e:
-            if isinstance(e.reason, AddressRefused):
-                raise e.reason from None
-            raise OSError(f"{shown}: {e.reason}") from None
-        except TimeoutError as e:
-            raise TimeoutError(f"{shown}: {e}") from None
-        except (InvalidURL, ValueError):
-            # The message of the error may contain a password that was parsed as a port, so it is not shown.
-            raise InvalidAddress(f"{shown}: invalid URL. It must not contain a user and password") from None
-        except HTTPException as e:
-            raise OSError(f"{shown}: {type(e).__name__} {e}") from None
+        elif (seconds := pause(host, retry_after(dict(e.headers)), refusals + 1)) is not None:
+            log.info("%s: busy (HTTP %d), trying again after %.1f s", shown, e.code, seconds)
+            raise HostBusy(seconds) from None
+        if e.code in (404, 410):
+            raise FileNotFoundError(f"{shown}: {e.code}") from None
+        # The reason names a redirect that was refused.
+        raise OSError(f"{shown}: {e.code} {redact_secrets(str(e.reason))}") from None
+    except urllib.error.URLError as e:
+        if isinstance(e.reason, AddressRefused):
+            raise e.reason from None
+        raise OSError(f"{shown}: {e.reason}") from None
+    except TimeoutError as e:
+        raise TimeoutError(f"{shown}: {e}") from None
+    except (InvalidURL, ValueError):
+        # The message of the error may contain a password that was parsed as a port, so it is not shown.
+        raise InvalidAddress(f"{shown}: invalid URL. It must not contain a user and password") from None
+    except HTTPException as e:
+        raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 
 
-def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
+def request_body(url: str, shown: str, max_bytes: int, public_only: bool, take_bytes: Callable[[int], None]) -> bytes:
     """Return the body at a URL, by one request and its redirects.
 
     Args:
@@ -189,9 +195,10 @@ def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> byt
         shown: the URL without secrets, for messages.
         max_bytes: maximum size of the body.
         public_only: whether to refuse addresses that are not public.
+        take_bytes: as in `request`.
 
     Raises:
-        AddressRefused, TooLarge, OSError, HTTPException, urllib.error.URLError: as `fetch` handles them.
+        AddressRefused, TooLarge, OSError, HTTPException, urllib.error.URLError: as `request` handles them.
     """
     # urllib's default handlers would follow a redirect to ftp, around the check of addresses.
     opener = urllib.request.OpenerDirector()
@@ -206,15 +213,15 @@ def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> byt
     opener.addheaders = [("User-Agent", "imagemill")]
     try:
         with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
-            return read_body(response, shown, max_bytes)
+            return read_body(response, shown, max_bytes, take_bytes)
     except urllib.error.HTTPError as e:
         # The connection would stay open as long as the error is referenced.
         e.close()
         raise
 
 
-def read_body(response: Any, url: str, max_bytes: int) -> bytes:
-    """Read the whole body of an `http.client.HTTPResponse`.
+def read_body(response: Any, url: str, max_bytes: int, take_bytes: Callable[[int], None]) -> bytes:
+    """Read the whole body of an `http.client.HTTPResponse`, and call `take_bytes` after each chunk.
 
     Raises:
         TooLarge: when the body has more than `max_bytes`.
@@ -225,6 +232,7 @@ def read_body(response: Any, url: str, max_bytes: int) -> bytes:
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"{url}: more than {max_bytes / 1e6:.0f} MB")
+        take_bytes(len(chunk))
     # http.client takes the end of the connection for the end of the body; `length` is the number of bytes still missing.
     if response.length:
         raise OSError(f"{url}: cut off, {response.length} bytes are missing")

@@ -206,6 +206,8 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         lineage=lineage | {"checkpoint_sha256": job.card.sha256, "run_id": output.url.rpartition("/")[2]},
         batch_size=batch,
         threads=4,
+        fetch_threads=4,
+        fetch_per_host=4,
         gpus=float(bench.device == "cuda"),
         torch_threads=1,
         dtype=None,

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagemill.jobs.map import write_map
 from imagemill.jobs.night_page import write_night_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
@@ -35,7 +36,10 @@ HOSTILE = "<img src=x onerror=document.title='owned'>&\"'{{ 7*7 }}.png"
 BROKEN = "<svg onload=document.title='owned'>.jpg"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages were not looked at")
-WIDTHS = (360, 1200)
+WIDTHS = (360, 390, 1280)
+TITLES = {"run": "compress: too many", "plain": "upscale: done", "night": "Night of 2026-03-01", "map": "Map of"}
+"""Name of a page that browsers look at to the beginning of its title."""
+LONG = f"{'camera' * 20}.png"
 LOOK = """<script>addEventListener("load", () => parent.postMessage({
     title: document.title, inner: innerWidth, scroll: document.scrollingElement.scrollWidth,
     page: getComputedStyle(document.body).backgroundColor,
@@ -86,7 +90,7 @@ def test_report_of_a_failed_run_has_figures_and_pictures(run_folder):
     assert "start Ray" not in text
     # The report shows eight random images, four with the lowest PSNR and four around the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
-    assert text.count("<circle") == 14
+    assert len(re.findall(r'<circle|<path d="M\S+ \S+m0-5', text)) == 14
 
 
 def test_report_says_that_nothing_is_new(run_folder):
@@ -346,6 +350,18 @@ def test_project_latents_keeps_every_point(features):
     assert 0 <= projection.explained <= 1.0001
 
 
+def test_project_latents_draws_outliers_at_the_edge():
+    """A few images far from all others do not squash the others; normally distributed images all lie inside."""
+    features = np.random.default_rng(0).normal(size=(300, 2))
+    names = [str(number) for number in range(300)]
+    assert not any(project_latents(names, features, np.zeros(300)).outside)
+    features[:3] = [[80, 0], [0, -90], [70, 70]]
+    projection = project_latents(names, features, np.zeros(300))
+    assert [name for name, outside in zip(names, projection.outside, strict=True) if outside] == ["0", "1", "2"]
+    inside = np.array([projection.x, projection.y])[:, 3:]
+    assert np.ptp(inside, axis=1).min() > 0.3
+
+
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (3, 3)])
 def test_principal_components_match_singular_vectors(shape):
     features = np.random.default_rng(1).normal(size=shape)
@@ -376,7 +392,7 @@ def measure_page(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def pages(run_folder: Path) -> dict[str, Path]:
-    """Return the report of the failed run, and the page of a night with this run."""
+    """Return the report of the failed run, one without a quality column, the page of a night, and a map."""
     run_page = runs(run_folder / "out")[0] / "report.html"
     record = json.loads((run_page.parent / "run.json").read_text())
     line = {"job": HOSTILE, "day": None, "output": record["output"], "exit_code": 3, "exit_reason": 40 * "long reason"}
@@ -384,12 +400,22 @@ def pages(run_folder: Path) -> dict[str, Path]:
     empty_line = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
     lines = [{**line, "report": str(run_page)}, empty_line]
     summary = {"began": "2026-03-01T01:00:00", "ended": "2026-03-01T01:10:00", "exit_code": 3, "runs": lines}
-    return {"run": run_page, "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary)))}
+    folder = run_folder / "upscale"
+    folder.mkdir()
+    (folder / LONG).write_bytes((run_folder / "in/0.png").read_bytes())
+    upscaled = run(RunConfig(task="upscale", input=f"{folder}", output=f"{run_folder}/upscaled", engine="local"))
+    write_map(Store(str(run_folder / "out")), str(run_folder / "map.html"), "pca")
+    return {
+        "run": run_page,
+        "plain": run_folder / "upscaled" / upscaled["report"],
+        "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary))),
+        "map": run_folder / "map.html",
+    }
 
 
 @pytest.mark.external
 @browser
-@pytest.mark.parametrize("name", ["run", "night"])
+@pytest.mark.parametrize("name", TITLES)
 def test_page_fits_phone_and_desktop(name, pages, tmp_path):
     """No page scrolls sideways or loads anything, in light and dark mode."""
     grounds = set()
@@ -398,9 +424,9 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
         assert [look["inner"] for look in looks] == list(WIDTHS)
         for look in looks:
             assert look["scroll"] <= look["inner"]
-            assert look["title"].startswith({"run": "compress: too many", "night": "Night of 2026-03-01"}[name])
+            assert look["title"].startswith(TITLES[name])
             assert look["loaded"] == []
-            assert (look["broken"], look["images"] > 0) == (0, name == "run")
+            assert (look["broken"], look["images"] > 0) == (0, name != "night")
         grounds |= {look["page"] for look in looks}
     # The page has a light and a dark background.
     assert len(grounds) == 2
@@ -408,7 +434,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
 
 @pytest.mark.external
 @browser
-@pytest.mark.parametrize("name", ["run", "night"])
+@pytest.mark.parametrize("name", TITLES)
 def test_page_logs_no_browser_error(name, pages, tmp_path):
     result = chromium(pages[name], tmp_path / "profile", "--dump-dom")
     assert "CONSOLE" not in result.stderr, result.stderr

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 
 from imagemill.jobs.duplicates import show_duplicates
-from imagemill.jobs.map import write_map
+from imagemill.jobs.map import WIDTH, write_map
 from imagemill.jobs.search import show_search
 from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
 from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first, load_collection
 from imagemill.pipeline.parquet_part import parquet_bytes
-from imagemill.pipeline.reports.image_map import draw_sample
+from imagemill.pipeline.reports.image_map import METHODS, draw_sample
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 
@@ -163,6 +164,24 @@ def test_search_fits_whitening_to_digits(tmp_path, capsys):
     assert printed(capsys)[1][2] == "07.png"
     write_map(store, str(tmp_path / "map.html"), "pca")
     assert "Map of 30 images" in (tmp_path / "map.html").read_text()
+
+
+def test_map_draws_far_images_at_the_edge(output, tmp_path, capsys, monkeypatch):
+    """One image far from all others takes no space on the map, and has another mark."""
+
+    def place(components, share):
+        line = np.arange(len(components), dtype=float)
+        return np.stack([np.where(line == 3, 1e6, line), line], 1), "Positions: a line."
+
+    monkeypatch.setitem(METHODS, "pca", place)
+    write_map(output, str(tmp_path / "map.html"), "pca")
+    text = (tmp_path / "map.html").read_text()
+    sentence = "Positions: a line. 1 image lies far outside, at the edge of the map: as a diamond, or with a dashed frame."
+    assert sentence in text
+    assert sentence in capsys.readouterr().out
+    assert len(re.findall(r'<g class="p c\d+ far".*?<path class="dot"', text)) == 1
+    positions = [float(x) for x in re.findall(r'<g class="p c\d+" [^>]*data-x="([^"]+)"', text)]
+    assert max(positions) - min(positions) > 0.3 * WIDTH
 
 
 def test_damaged_latents_are_named_and_left_out(damaged_output, tmp_path, capsys):

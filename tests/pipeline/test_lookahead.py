@@ -55,3 +55,17 @@ def test_map_ahead_with_depth_0_finishes_each_item_first() -> None:
     for result in map_ahead(submit, items(), depth=0):
         order.append(f"result {result}")
     assert order == ["item 1", "submit 1", "result 1", "item 2", "submit 2", "result 2"]
+
+
+@given(st.lists(st.integers(0, 12)), st.integers(0, 5), st.integers(0, 10))
+def test_map_ahead_bounds_the_size_in_work(sizes: list[int], depth: int, max_size: int) -> None:
+    """Submitted results that are not yet taken have at most `max_size`, or are one larger result."""
+    ahead: list[int] = []
+
+    def submit(size: int) -> HasResult[int]:
+        ahead.append(size)
+        assert sum(ahead) <= max_size or len([size for size in ahead if size]) == 1
+        return Ready(size)
+
+    for size in map_ahead(submit, sizes, depth, lambda size: size, max_size):
+        assert ahead.pop(0) == size

@@ -21,8 +21,9 @@ from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input
+from imagemill.pipeline.sources.resolver import AddressRefused
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.sources.web import AddressRefused, fetch
+from imagemill.pipeline.sources.web import fetch
 from imagemill.pipeline.storage import Store
 from tests.support.worker_jobs import job_here, processor_here
 
@@ -103,7 +104,7 @@ def test_web_body_is_complete_or_an_error(site):
 def test_web_slow_header_times_out(site, monkeypatch, public_only):
     url, _ = site
     monkeypatch.setattr("imagemill.pipeline.sources.web.RESPONSE_SECONDS", 0.1)
-    monkeypatch.setattr("imagemill.pipeline.sources.web.connect_public", socket.create_connection)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.connect", lambda *args, public_only: socket.create_connection(*args))
     with pytest.raises(TimeoutError, match=r"/drip: (the response is not complete after|timed out)"):
         fetch(f"{url}/drip", 1000, public_only)
 
