@@ -38,7 +38,7 @@ STYLE_TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
     "optimized": ("glass.png", {"method": "gatys", "size": 384, "steps": 60}),
 }
 """Folder that a style transfer writes → its style and its parameters."""
-STYLE_EXAMPLES = (("rocket.jpg", "stylized"), ("coffee.png", "stained"), ("chelsea.png", "optimized"))
+STYLE_EXAMPLES = (("rocket.jpg", "stylized"), ("coffee.png", "stained"), ("coffee.png", "optimized"))
 """Photos and style transfers on STYLE_SHEET."""
 RESULTS_SHEET, STYLE_SHEET = "contact_sheet.png", "pictures/stylize.png"
 TASK_SHEETS = {task: f"pictures/{task}.png" for task in FOLDERS}

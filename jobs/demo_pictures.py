@@ -34,7 +34,7 @@ class Pair:
 PAIRS = {
     "denoise": Pair("chelsea.png", 1, "noise added"),
     "inpaint": Pair("coffee.png", 1, "scratches added"),
-    "upscale": Pair("astronaut.png", 2, "half size, enlarged by bicubic"),
+    "upscale": Pair("astronaut.png", 2, "half size, enlarged ×2 by bicubic"),
     "colorize": Pair("rocket.jpg", 0, "colours removed"),
     "compress": Pair("motorcycle_left.png", 2, "JPEG"),
     "stylize": Pair("coffee.png", 0, "photo"),
@@ -45,13 +45,13 @@ HEADINGS = {
     "denoise": f"noise of sigma {SIGMA:g} added",
     "inpaint": "scratches added",
     "colorize": "colours removed",
-    "upscale": "half size, enlarged by bicubic",
+    "upscale": "half size, enlarged ×2 by bicubic",
 }
 """Task → what the first column of its sheet shows."""
 DETAILS = {
     "compress": ("chelsea.png", "motorcycle_left.png"),
     "denoise": ("astronaut.png", "motorcycle_left.png"),
-    "inpaint": ("astronaut.png", "coffee.png"),
+    "inpaint": ("coffee.png", "astronaut.png"),
     "colorize": ("rocket.jpg", "astronaut.png", "coffee.png"),
     "upscale": ("chelsea.png", "astronaut.png"),
 }
@@ -82,15 +82,14 @@ class Comparison:
 
 
 def encode_jpeg_of_size(rgb: np.ndarray, size: float) -> bytes:
-    """Encode an image (H,W,3) uint8 as the best JPEG of at most so many bytes, or as the smallest one."""
-    best = b""
+    """Encode an image (H,W,3) uint8 as the first JPEG, in the order of quality, that is not smaller; at most quality 95."""
+    out = io.BytesIO()
     for quality in range(1, 96):
         out = io.BytesIO()
         Image.fromarray(rgb).save(out, "JPEG", quality=quality, optimize=True)
-        if best and out.tell() > size:
+        if out.tell() >= size:
             break
-        best = out.getvalue()
-    return best
+    return out.getvalue()
 
 
 def crop_detail(rgb: np.ndarray, photo: str, zoom: int) -> np.ndarray:

@@ -15,19 +15,18 @@ def flat(level: int) -> np.ndarray:
     return np.full((500, 700, 3), (level, 0, 0), np.uint8)
 
 
-@pytest.mark.parametrize("size", [2000, 4000])
-def test_jpeg_of_size_is_the_best_that_fits(size):
+@pytest.mark.parametrize("size", [10, 2000, 4000])
+def test_jpeg_of_size_is_the_first_that_is_not_smaller(size):
     rgb = crop_photo(160, 120)
-    jpeg = encode_jpeg_of_size(rgb, size)
     quality = 1
-    while len(save_jpeg(rgb, quality + 1)) <= size:
+    while len(save_jpeg(rgb, quality)) < size:
         quality += 1
-    assert jpeg == save_jpeg(rgb, quality)
+    assert encode_jpeg_of_size(rgb, size) == save_jpeg(rgb, quality)
 
 
-def test_jpeg_of_size_is_the_smallest_if_none_fits():
+def test_jpeg_of_size_ends_at_quality_95():
     rgb = crop_photo(160, 120)
-    assert encode_jpeg_of_size(rgb, 10) == save_jpeg(rgb, 1)
+    assert encode_jpeg_of_size(rgb, 1e6) == save_jpeg(rgb, 95)
 
 
 def save_jpeg(rgb: np.ndarray, quality: int) -> bytes:
