@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagemill.jobs.console import print_facts, print_table
 from imagemill.jobs.demo_photos import PHOTO_FILES, PHOTOS, read_rgb, write_photos
-from imagemill.jobs.demo_pictures import Comparison, draw_pairs, draw_styles, draw_task, encode_jpeg_of_size
+from imagemill.jobs.demo_pictures import DETAILS, Comparison, draw_pairs, draw_styles, draw_task, encode_jpeg_of_size
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.pipeline.config import RunConfig
@@ -106,14 +106,15 @@ def run_tasks(folder: Path) -> dict[str, dict[str, Any]]:
 def compare_results(folder: Path, task: str) -> dict[str, Comparison]:
     """Compare what a task read and wrote with the original photos, by the name of the photo.
 
-    `compress` reads the originals. Its latents are compared with JPEG files of the same size, which this function encodes.
+    `compress` reads the originals. Its latents are compared with JPEG files of their size, which this function encodes.
     """
     source, written = FOLDERS[task]
     rows = read_newest_rows(Store(str(folder / written)), ["bits_per_pixel"] if task == "compress" else [])
     comparisons = {}
-    for name in PHOTOS:
+    # Only the JPEG files of photos that are shown are worth their time.
+    for name in DETAILS[task] if task == "compress" else PHOTOS:
         path = folder / source / (name if task == "compress" else str(Path(name).with_suffix(".png")))
-        if path.name not in rows:
+        if not path.exists():
             continue
         row, original = rows[path.name], read_rgb(folder / "photos" / name)
         after, kilobytes = read_rgb(folder / written / row["output_uri"]), None

@@ -23,31 +23,30 @@ class Pair:
     Attributes:
         photo: name of the photo.
         zoom: enlargement of a detail; 0 shows the whole photo.
-        before: the line below the left tile; for compress, the size of the file follows.
     """
 
     photo: str
     zoom: int
-    before: str
 
 
 PAIRS = {
-    "denoise": Pair("chelsea.png", 1, "noise added"),
-    "inpaint": Pair("coffee.png", 1, "scratches added"),
-    "upscale": Pair("astronaut.png", 2, "half size, enlarged ×2 by bicubic"),
-    "colorize": Pair("rocket.jpg", 0, "colours removed"),
-    "compress": Pair("motorcycle_left.png", 2, "JPEG"),
-    "stylize": Pair("coffee.png", 0, "photo"),
+    "denoise": Pair("chelsea.png", 1),
+    "inpaint": Pair("coffee.png", 1),
+    "upscale": Pair("astronaut.png", 2),
+    "colorize": Pair("rocket.jpg", 0),
+    "compress": Pair("motorcycle_left.png", 2),
+    "stylize": Pair("coffee.png", 0),
 }
 """Task → its pair on the first sheet."""
-HEADINGS = {
-    "compress": "JPEG of the same size",
+BEFORE = {
+    "compress": "JPEG",
     "denoise": f"noise of sigma {SIGMA:g} added",
     "inpaint": "scratches added",
     "colorize": "colours removed",
     "upscale": "half size, enlarged ×2 by bicubic",
+    "stylize": "photo",
 }
-"""Task → what the first column of its sheet shows."""
+"""Task → what its pictures show before."""
 DETAILS = {
     "compress": ("chelsea.png", "motorcycle_left.png"),
     "denoise": ("astronaut.png", "motorcycle_left.png"),
@@ -83,7 +82,6 @@ class Comparison:
 
 def encode_jpeg_of_size(rgb: np.ndarray, size: float) -> bytes:
     """Encode an image (H,W,3) uint8 as the first JPEG, in the order of quality, that is not smaller; at most quality 95."""
-    out = io.BytesIO()
     for quality in range(1, 96):
         out = io.BytesIO()
         Image.fromarray(rgb).save(out, "JPEG", quality=quality, optimize=True)
@@ -117,7 +115,7 @@ def draw_pairs(comparisons: dict[str, dict[str, Comparison]]) -> bytes:
     for task, pair in PAIRS.items():
         shown = comparisons[task][pair.photo]
         sizes = [f", {size:.0f} kB" for size in shown.kilobytes] if shown.kilobytes else ["", ""]
-        for rgb, label in ((shown.before, pair.before + sizes[0]), (shown.after, f"imagemill {task}{sizes[1]}")):
+        for rgb, label in ((shown.before, BEFORE[task] + sizes[0]), (shown.after, f"imagemill {task}{sizes[1]}")):
             tiles.append(Tile(crop_detail(rgb, pair.photo, pair.zoom) if pair.zoom else reduce_whole(rgb), label))
     return draw_contact_sheet([""] * 4, [tiles[i : i + 4] for i in range(0, len(tiles), 4)], SIDE, group=2)
 
@@ -133,7 +131,7 @@ def draw_task(task: str, comparisons: dict[str, Comparison]) -> bytes:
         else:
             pictures = [crop_detail(rgb, photo, 2 if task == "upscale" else 1) for rgb in pictures]
         lines.append([Tile(rgb, label) for rgb, label in zip(pictures, [*shown.labels(), photo], strict=True)])
-    return draw_contact_sheet([HEADINGS[task], f"imagemill {task}", "original"], lines, SIDE)
+    return draw_contact_sheet([BEFORE[task], f"imagemill {task}", "original"], lines, SIDE)
 
 
 def draw_styles(lines: list[tuple[Tile, Tile, Tile]]) -> bytes:
