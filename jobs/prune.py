@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import translate
 from functools import partial
 
@@ -11,13 +12,14 @@ import pyarrow.compute as pc
 
 from imagemill.jobs.console import number, one_line, print_text
 from imagemill.jobs.outputs import check_output
-from imagemill.jobs.removed import Sources, list_sources
+from imagemill.jobs.removed import list_sources
 from imagemill.pipeline.errors import ConfigError, StorageError, join_first
 from imagemill.pipeline.output.ownership import ACCOUNTED
 from imagemill.pipeline.output.prune import Kind, prune
 from imagemill.pipeline.output.prune_selection import Selection, select_images, select_old_versions
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.reports.page import format_bytes
+from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -33,6 +35,13 @@ DESCRIPTIONS: dict[Kind, str] = {
 COPIES = (
     "Exports, maps, decoded images and other copies outside of OUTPUT stay, and so do older versions of objects in a bucket "
     "with versioning. Delete them yourself"
+)
+IDS_STAY = (
+    "a pattern finds only images with rows or rejects. Lists of earlier prunes and runs may hold the ids of other images. "
+    "Name each of them with --path to remove its id"
+)
+OTHER_TRACES = (
+    "All reports and shard indexes go, because they may name such images, and so do their ids in the lists of earlier prunes"
 )
 WOULD_COUNT = "So images that still exist would count as gone."
 NAME_THEM = "To remove images in any case, name them with --path"
@@ -57,9 +66,9 @@ def show_prune(
     """
     if old_versions and (ids or paths):
         raise ConfigError("--old-versions: cannot be combined with --id or --path. Prune twice")
-    for image_id in ids:
-        if not IMAGE_ID.fullmatch(image_id):
-            raise ConfigError(f"--id {image_id}: must have 32 hexadecimal digits, as in the column image_id")
+    for named in ids:
+        if not IMAGE_ID.fullmatch(named):
+            raise ConfigError(f"--id {named}: must have 32 hexadecimal digits, as in the column image_id")
     check_output(output)
     kind: Kind = "old versions" if old_versions else "request" if ids or paths else "gone"
 
@@ -71,7 +80,7 @@ def show_prune(
     try:
         # With `yes`, the inputs are listed under the lease: no run can add rows of images that are newer than the list.
         record = prune(output, select, kind) if yes else None
-        if not yes and len(select().rows):
+        if not yes and len(select().pending):
             print_text("nothing was removed. Add --yes to remove")
     except store_failures() as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
@@ -93,9 +102,10 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     if kind == "old versions":
         return select_old_versions(output)
     if kind == "request":
-        selection = select_images(output, partial(is_named, ids, paths))
-        if len(selection.rows):
-            warn_of_request(output, selection, list_sources(output))
+        # A pattern may also be the name of an image.
+        named_ids = sorted({*ids, *map(image_id, paths)})
+        selection = replace(select_images(output, partial(is_named, ids, paths)), named_ids=named_ids)
+        warn_of_request(output, selection, paths)
         return selection
     sources = list_sources(output)
     problems = [*sources.problems, *(f"input {url}: holds no image" for url in sources.empty_inputs)]
@@ -120,8 +130,8 @@ def is_named(ids: Sequence[str], paths: Sequence[str], table: pa.Table) -> pa.Ar
     exact, wanted = set(paths), set(ids)
     return pa.array(
         [
-            image_id in wanted or path in exact or any(pattern.match(path) for pattern in patterns)
-            for image_id, path in zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
+            row_id in wanted or path in exact or any(pattern.match(path) for pattern in patterns)
+            for row_id, path in zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
         ],
         pa.bool_(),
     )
@@ -131,7 +141,10 @@ def show_selection(selection: Selection, kind: Kind) -> None:
     """Print the counts and the first paths of what a prune removes."""
     rows = selection.rows
     if not len(rows):
-        print_text(f"nothing to remove: there are no images {DESCRIPTIONS[kind]}")
+        if kind == "request":
+            print_text(f"no rows or rejects of images {DESCRIPTIONS[kind]}. {OTHER_TRACES}")
+        else:
+            print_text(f"nothing to remove: there are no images {DESCRIPTIONS[kind]}")
         return
     paths = sorted(set(rows["rel_path"].to_pylist()))
     row_count = int(pc.sum(pc.equal(rows["folder"], "results")).as_py())
@@ -146,13 +159,16 @@ def show_selection(selection: Selection, kind: Kind) -> None:
         print_text(f"  and {len(paths) - EXAMPLES:,} more")
 
 
-def warn_of_request(output: Store, selection: Selection, sources: Sources) -> None:
-    """Log what a deletion request does not reach: sources, copies, and files of interrupted runs."""
-    is_gone = sources.removed(selection.rows, output.url)
-    remaining = selection.rows.filter(pc.invert(is_gone.fill_null(False)))
-    if count := len(remaining["image_id"].unique()):
-        problem = "still in an input, or an input cannot be listed"
-        log.warning("%s: %s. Delete the sources, or the next run processes them again", number(count, "image"), problem)
+def warn_of_request(output: Store, selection: Selection, paths: Sequence[str]) -> None:
+    """Log what a deletion request does not reach: sources, copies, files of interrupted runs, and ids without rows."""
+    if len(selection.rows):
+        is_gone = list_sources(output).removed(selection.rows, output.url)
+        remaining = selection.rows.filter(pc.invert(is_gone.fill_null(False)))
+        if count := len(remaining["image_id"].unique()):
+            problem = "still in an input, or an input cannot be listed"
+            log.warning("%s: %s. Delete the sources, or the next run processes them again", number(count, "image"), problem)
+    if patterns := [path for path in paths if not set(path).isdisjoint("*?[")]:
+        log.warning("--path %s: %s", patterns[0], IDS_STAY)
     if (records := read_last_records(output)) and records[-1].get("exit_code") not in ACCOUNTED:
         log.warning("the last run did not finish, and may have left images without rows. Run it again before you prune")
     log.warning("%s", COPIES)

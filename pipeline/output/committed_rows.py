@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from imagemill.pipeline.output.origins import find_moved, number_places
 from imagemill.pipeline.output.parts import KEYS, SUPERSEDED, check_readable, scan_parts
+from imagemill.pipeline.output.run_history import PRUNED
 from imagemill.pipeline.storage import Store
 
 
@@ -121,3 +122,16 @@ def read_superseded(output: Store, ids: pa.Array, until: str | None = None) -> n
         table, index = match_images(chunk, ids)
         np.maximum.at(tokens, index, table["fence"].to_numpy())
     return tokens
+
+
+def read_pruned_ids(output: Store) -> pa.Array:
+    """Return image_id of the images that a prune removes at present, or removed until it was killed.
+
+    No row of these images counts, because some of their rows, perhaps the newest ones, are gone already.
+
+    Raises:
+        StorageError: when a list of these images is damaged.
+    """
+    lists = [check_readable(output, entry) for entry in output.entries(PRUNED) if entry.path.endswith(f"/{SUPERSEDED}")]
+    ids = [chunk["image_id"].combine_chunks() for chunk in scan_parts(output, lists, ["image_id"])]
+    return pa.concat_arrays([pa.array([], pa.string()), *ids])

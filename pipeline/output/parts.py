@@ -34,7 +34,12 @@ MAX_LISTINGS = 3
 
 
 def list_parts(output: Store, folder: str) -> list[str]:
-    """List the committed parts of `results` or `rejects`.
+    """List the committed parts of `results` or `rejects`. Raises the errors of `list_part_sizes`."""
+    return list(list_part_sizes(output, folder))
+
+
+def list_part_sizes(output: Store, folder: str) -> dict[str, int]:
+    """List the committed parts of `results` or `rejects`, sorted, and the bytes of each.
 
     While parts are being replaced, either the old parts or the new one are listed, never both.
 
@@ -44,7 +49,8 @@ def list_parts(output: Store, folder: str) -> list[str]:
     previous = None
     for _ in range(MAX_LISTINGS):
         entries = (e for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
-        paths = {check_readable(output, entry) for entry in entries}
+        sizes = {check_readable(output, entry): entry.size for entry in entries}
+        paths = set(sizes)
         notes = [(note["new"], set(note["old"])) for _, note in read_replacement_notes(output)]
         notes = [(new, old) for new, old in notes if any(path.startswith(f"{folder}/") for path in old)]
         replaced = set().union(*(old for _, old in notes))
@@ -53,7 +59,8 @@ def list_parts(output: Store, folder: str) -> list[str]:
         # complete: the new part was removed by someone else.
         is_complete = all(new is None or new in paths | replaced or old <= paths for new, old in notes)
         if is_complete or previous == (paths, notes):
-            return sorted(paths.difference(*(old for new, old in notes if new is None or new in paths | replaced)))
+            committed = paths.difference(*(old for new, old in notes if new is None or new in paths | replaced))
+            return {path: sizes[path] for path in sorted(committed)}
         previous = paths, notes
     raise StorageError(f"{output.uri(folder)}: parts change while they are listed. Try again")
 

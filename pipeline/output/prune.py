@@ -1,7 +1,7 @@
 """Remove rows, rejects and output files of some images from an OUTPUT, so that a kill at any moment leaves it consistent.
 
-A prune first stores what it will remove (`pending.parquet`). Then it hides the images, replaces their parts, and deletes the
-files that no row names any more. The next run or prune finishes a prune that was killed.
+A prune first stores what it will remove (`pending.parquet`). Then it hides the images from readers (`superseded.parquet`),
+replaces their parts, and deletes the files that no row names any more. If it is killed, the next run or prune finishes it.
 """
 
 import hashlib
@@ -26,7 +26,14 @@ from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.output_names import stays_inside
 from imagemill.pipeline.output.ownership import is_output
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges, replace_parts
-from imagemill.pipeline.output.parts import SUPERSEDED, iterate_parts, list_parts, read_part, read_replacement_notes
+from imagemill.pipeline.output.parts import (
+    SUPERSEDED,
+    iterate_parts,
+    list_part_sizes,
+    list_parts,
+    read_part,
+    read_replacement_notes,
+)
 from imagemill.pipeline.output.prune_selection import PENDING_SCHEMA, Selection, row_keys
 from imagemill.pipeline.output.run_history import PRUNED, PRUNED_RECORD, RUN_ID, read_last_records
 from imagemill.pipeline.parquet_part import parquet_bytes
@@ -69,12 +76,13 @@ def prune(output: Store, select: Callable[[], Selection], kind: Kind) -> dict[st
         finish_interrupted_merges(output)
         finish_interrupted_prunes(output, lease.check_held)
         selection = select()
-        if not len(selection.rows):
+        pending = selection.pending
+        if not len(pending):
             return None
         tokens = [int(record.get("fence", 0)) for record in read_last_records(output)]
-        lease.raise_above(max([*tokens, int(pc.max(selection.rows["fence"]).as_py())]))
+        lease.raise_above(max([*tokens, int(pc.max(pending["fence"]).as_py())]))
         folder = f"{PRUNED}/{new_run_id()}"
-        removed_rows = int(pc.sum(pc.equal(selection.rows["folder"], "results")).as_py())
+        removed_rows = int(pc.sum(pc.equal(pending["folder"], "results")).as_py())
         record = {
             "kind": kind,
             "fence": lease.fencing_token,
@@ -86,7 +94,7 @@ def prune(output: Store, select: Callable[[], Selection], kind: Kind) -> dict[st
         }
         # Without pending.parquet, nothing was removed, and the record is deleted again.
         output.write(f"{folder}/{PRUNED_RECORD}", json.dumps(record, indent=2).encode(), durable=True)
-        output.write(f"{folder}/{PENDING}", parquet_bytes(selection.rows, LEVEL), durable=True)
+        output.write(f"{folder}/{PENDING}", parquet_bytes(pending, LEVEL), durable=True)
         return finish_prune(output, folder, lease.check_held)
 
 
@@ -145,12 +153,13 @@ def remove_rows(output: Store, pending: pa.Table, check: Callable[[], None]) -> 
         keys = row_keys(pending.filter(pc.equal(pending["folder"], folder))).combine_chunks()
         if not len(keys):
             continue
-        sizes = {entry.path: entry.size for entry in output.entries(folder)}
-        affected = []
-        for path, table in iterate_parts(output, list_parts(output, folder), ["image_id", "version", "fence"], PARTS_AHEAD):
+        sizes = list_part_sizes(output, folder)
+        oldest: dict[str, int] = {}
+        for path, table in iterate_parts(output, sizes, ["image_id", "version", "fence"], PARTS_AHEAD):
             if pc.any(pc.is_in(row_keys(table), value_set=keys)).as_py():
-                affected.append(path)
-        for group in group_by_size(affected, sizes):
+                oldest[path] = pc.min(table["fence"].fill_null(0)).as_py()
+        # Old rows go first, for readers that listed the parts in between and read the marks after the prune.
+        for group in group_by_size(sorted(oldest, key=lambda path: oldest[path]), sizes):
             check()
             tables = [read_part(output, path, None) for path in group]
             rest = [table.filter(pc.invert(pc.is_in(row_keys(table), value_set=keys))) for table in tables]
@@ -242,14 +251,15 @@ def forget_images(output: Store, ids: pa.ChunkedArray, folder: str) -> None:
 def list_of_removed(pending: pa.Table, kind: Kind, folder: str) -> pa.Table:
     """Return what was removed, one row per image: its id, for a request only a digest, and its rows and rejects.
 
+    An image that a request names is part of the list, even if it had no rows.
+
     The digest is the SHA-256 of PRUNE_ID/IMAGE_ID. Who knows the path of an image can prove that the image was removed.
     Others cannot compare the digest with other tables.
     """
-    is_reject = pc.equal(pending["folder"], "rejects").cast(pa.int64())
-    counted = pending.select(["image_id"]).append_column("is_reject", is_reject)
-    images = counted.group_by("image_id", use_threads=False).aggregate([("is_reject", "sum"), ("is_reject", "count")])
-    rejects = images["is_reject_sum"]
-    counts = {"rows": pc.subtract(images["is_reject_count"], rejects), "rejects": rejects}
+    is_in = {folder: pc.equal(pending["folder"], folder).cast(pa.int64()) for folder in ("results", "rejects")}
+    counted = pa.table({"image_id": pending["image_id"], **is_in})
+    images = counted.group_by("image_id", use_threads=False).aggregate([("results", "sum"), ("rejects", "sum")])
+    counts = {"rows": images["results_sum"], "rejects": images["rejects_sum"]}
     if kind != "request":
         return pa.table({"image_id": images["image_id"], **counts})
     prune_id = posixpath.basename(folder)

@@ -1,6 +1,6 @@
 """Select the rows and rejects of an OUTPUT that a prune removes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.output.committed_rows import read_superseded
-from imagemill.pipeline.output.parts import iterate_parts, list_parts
+from imagemill.pipeline.output.parts import iterate_parts, list_part_sizes
 from imagemill.pipeline.output.snapshot import newest_row_indexes
 from imagemill.pipeline.storage import Store
 
 PENDING_SCHEMA = pa.schema(
     [
-        # "results" or "rejects"
+        # "results" or "rejects"; empty for an image that a request names by its id or path
         ("folder", pa.string()),
         ("image_id", pa.string()),
         ("version", pa.string()),
@@ -45,6 +45,14 @@ class Selection:
     """Rows in `results/`, including those that stay."""
     part_bytes: int
     """About how many bytes the removed rows take in parts."""
+    named_ids: Sequence[str] = ()
+    """image_id of images that a request names by id or path, whether they have rows or not."""
+
+    @property
+    def pending(self) -> pa.Table:
+        """`rows`, and one row without `folder` for each of `named_ids` (PENDING_SCHEMA)."""
+        ids = pa.table({"image_id": pa.array(self.named_ids, pa.string())})
+        return pa.concat_tables([self.rows, pending_rows(ids, "")])
 
 
 def row_keys(table: pa.Table) -> pa.ChunkedArray:
@@ -66,11 +74,11 @@ def select_images(output: Store, is_selected: Callable[[pa.Table], pa.Array]) ->
     selected = [PENDING_SCHEMA.empty_table()]
     total_rows, part_bytes = 0, 0.0
     for folder, columns in COLUMNS.items():
-        sizes = {entry.path: entry.size for entry in output.entries(folder)}
-        for path, table in iterate_parts(output, list_parts(output, folder), columns, PARTS_AHEAD):
+        sizes = list_part_sizes(output, folder)
+        for path, table in iterate_parts(output, sizes, columns, PARTS_AHEAD):
             total_rows += len(table) if folder == "results" else 0
             rows = table.filter(is_selected(table))
-            part_bytes += sizes.get(path, 0) * len(rows) / max(1, len(table))
+            part_bytes += sizes[path] * len(rows) / max(1, len(table))
             selected.append(pending_rows(rows, folder))
     rows = pa.concat_tables(selected)
     return Selection(mark_overwritten(output, rows), total_rows, round(part_bytes))
@@ -101,10 +109,10 @@ def select_old_versions(output: Store) -> Selection:
 
 
 def pending_rows(rows: pa.Table, folder: str) -> pa.Table:
-    """Return rows of a part with the columns of PENDING_SCHEMA."""
+    """Return rows with the columns of PENDING_SCHEMA. Columns that they lack are null, their fencing tokens 0."""
     columns = {"folder": pa.array([folder] * len(rows), pa.string()), "is_overwritten": pa.array([False] * len(rows))}
     columns |= {name: rows[name] for name in rows.schema.names}
-    columns["fence"] = rows["fence"].cast(pa.int64()).fill_null(0)
+    columns["fence"] = rows["fence"].cast(pa.int64()).fill_null(0) if "fence" in columns else pa.array([0] * len(rows))
     nulls = {field.name: pa.nulls(len(rows), field.type) for field in PENDING_SCHEMA if field.name not in columns}
     return pa.table({**columns, **nulls}).select(PENDING_SCHEMA.names).cast(PENDING_SCHEMA)
 

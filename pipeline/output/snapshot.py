@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError, join_first
-from imagemill.pipeline.output.committed_rows import read_superseded
+from imagemill.pipeline.output.committed_rows import read_pruned_ids, read_superseded
 from imagemill.pipeline.output.parts import iterate_parts, list_parts
 from imagemill.pipeline.schema import result_schema
 from imagemill.pipeline.storage import Store
@@ -178,6 +178,9 @@ def read_snapshot(
     )
     del arrays_of_parts
     newest = newest_row_indexes([high, low], fencing_token, milliseconds)
+    if len(pruned := read_pruned_ids(output)):
+        is_pruned = pc.is_in(bytes_to_ids(high[newest], low[newest]), value_set=pruned)
+        newest = newest[~is_pruned.to_numpy(zero_copy_only=False)]
     counts = np.ones(len(newest), bool)
     with_files = newest[files[newest]]
     if len(with_files) and not run:

@@ -18,11 +18,13 @@ from PIL import Image
 from imagemill.jobs.prune import show_prune
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError
+from imagemill.pipeline.output import compact
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import SUPERSEDED, list_parts, read_parts
 from imagemill.pipeline.output.prune import prune
 from imagemill.pipeline.output.prune_selection import Selection, select_images, select_old_versions
-from imagemill.pipeline.output.run_history import PRUNED
+from imagemill.pipeline.output.run_history import PRUNED, list_run_ids
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.run import run
@@ -30,6 +32,7 @@ from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below
 from tests.support.image_files import encode_as
+from tests.support.outputs import compressed
 
 PATHS = ["anna/0.png", "anna/1.png", "anna/broken.png", "ben/0.png", "ben/1.png"]
 
@@ -139,6 +142,33 @@ def test_prune_of_a_request_leaves_no_name(place, imagemill, caplog):
     assert verify(output).problems == []
 
 
+def test_prune_of_a_request_needs_no_rows(place, imagemill, monkeypatch):
+    """The rows may have left before: ids in lists, and names in reports, are removed all the same."""
+    output = Store(f"{place}/out")
+    show_prune(output, old_versions=True, yes=True)
+    shutil.rmtree(place / "in/anna")
+    show_prune(output, yes=True)
+    gone = [image_id(path) for path in PATHS[:3]]
+
+    def traces() -> set[str]:
+        tables = [str(pq.read_table(path).to_pydict()) for path in (place / "out/runs").rglob("*.parquet")]
+        return {trace for trace in gone if any(trace in table for table in tables)}
+
+    [report] = (place / "out/runs").glob("*/report.html")
+    assert (traces(), "anna/0.png" in report.read_text()) == (set(gone), True)
+    arguments = ["--path", "anna/0.png", "--id", gone[1]]
+    code, out, _ = imagemill("prune", output.url, *arguments)
+    assert (code, out.splitlines()[-1], report.exists()) == (0, "nothing was removed. Add --yes to remove", True)
+    code, out, err = imagemill("prune", output.url, *arguments, "--yes")
+    assert (code, out.splitlines()[-1]) == (0, "removed: 0 rows, 0 rejects, 0 files, 1 report")
+    assert "Exports, maps" in err
+    assert "a pattern" not in err
+    assert traces() == {gone[2]}
+    monkeypatch.setattr("imagemill.jobs.prune.list_sources", None)  # Nothing matches, so no input is listed.
+    assert "a pattern finds only images with rows" in imagemill("prune", output.url, "--path", "anna/*", "--yes")[2]
+    assert verify(output).problems == []
+
+
 def test_prune_keeps_the_newest_version(place):
     output = Store(f"{place}/out")
     pictures = {path: path.read_bytes() for path in (place / "out/images").rglob("*.png")}
@@ -212,21 +242,21 @@ def test_prune_keeps_rejects_of_repeated_names(tmp_path, crops, capsys):
     assert "nothing to remove" in capsys.readouterr().out
 
 
-def test_prune_needs_the_config_of_each_run(place, crops):
+def test_prune_needs_the_config_of_each_run(place, capsys):
     """Images of a run that left no config may be in an input that nobody remembers."""
     output = Store(f"{place}/out")
-    write_images(place / "in2/other", crops)
-    other = run(config_of(place).model_copy(update={"input": f"{place}/in2"}))
-    shutil.rmtree(place / "out/runs" / other["run_id"])
-    before = paths_of(output)
-    problem = rf"runs/{other['run_id']}/config.yaml: missing, .* would count as gone\. To remove .* --path"
+    run_id = list_run_ids(output)[0]
+    shutil.rmtree(place / "out/runs" / run_id)
+    show_prune(output)
+    assert "nothing to remove" in capsys.readouterr().out
+    shutil.rmtree(place / "in/anna")
+    problem = rf"runs/{run_id}/config.yaml: missing, .* would count as gone\. To remove .* --path"
     with pytest.raises(StorageError, match=problem):
         show_prune(output, yes=True)
-    assert paths_of(output) == before
-    show_prune(output, paths=["other/*"], yes=True)
-    shutil.rmtree(place / "in/anna")
+    assert paths_of(output) == sorted(PATHS * 2)
+    show_prune(output, paths=["anna/*"], yes=True)
     show_prune(output, yes=True)
-    assert set(paths_of(output)) == set(PATHS[3:])
+    assert paths_of(output) == sorted(PATHS[3:] * 2)
 
 
 class Killed(BaseException):
@@ -282,6 +312,36 @@ def test_prune_killed_anywhere_is_finished(template, kind, step):
         assert paths_of(output) == sorted(PATHS * 2 if changes < 2 else remaining)
         prunes = [sorted(path.name for path in prune.iterdir()) for prune in (folder / "out" / PRUNED).glob("*/*/..")]
         assert all(names == ["pruned.json", "removed.parquet"] for names in prunes)
+        if interrupted.changes_left:
+            return
+    pytest.fail("the prune never ended")
+
+
+def test_prune_killed_anywhere_hides_latents(tmp_path, pieces, monkeypatch):
+    """Parts are replaced one by one, and parts mix old and new rows. No reader gets an older row as the newest one."""
+    monkeypatch.setattr(compact, "MERGED_BYTES", 1)
+    images = {f"{name}.png": pieces[f"{number}.png"] for number, name in enumerate(["anna1", "anna2", "ben"])}
+    for fence in (1, 2):
+        original = compressed(tmp_path / "original", images, fence=fence, rows_per_part=1)
+    rows = read_parts(original, list_parts(original, "results"), ["rel_path", "fence"]).to_pylist()
+    part_of = {(row["rel_path"], row["fence"]): row["part"] for row in rows}
+    for fence in (1, 2):
+        mixed = [part_of["anna1.png", fence], part_of["anna2.png", 3 - fence]]
+        assert compact.merge_parts(original, "results", mixed, 1) == 2
+    everything = dict.fromkeys(images, 2)
+    for changes in range(2, 100):
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        shutil.copytree(tmp_path / "original/out", tmp_path / "copy")
+        output, interrupted = Store(f"{tmp_path}/copy"), InterruptedStore(f"{tmp_path}/copy")
+        interrupted.changes_left = changes
+        with suppress(Killed):
+            prune(interrupted, partial(select, interrupted, "gone"), "gone")
+        tables = read_snapshot(output).tables(["rel_path", "fence"])
+        newest = {row["rel_path"]: row["fence"] for table in tables for row in table.to_pylist()}
+        # The third change hides the images.
+        assert newest == (everything if changes < 3 else {"ben.png": 2})
+        prune(output, partial(select_nothing, output), "gone")
+        assert paths_of(output) == ["ben.png"] * 2
         if interrupted.changes_left:
             return
     pytest.fail("the prune never ended")
