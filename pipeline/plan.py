@@ -208,6 +208,37 @@ def find_hidden(absent: pa.Table, inputs: pa.Table, selection: Selection | None,
     return pa.array(map(is_hidden, *(absent[name].to_pylist() for name in ("rel_path", "error_class"))), pa.bool_())
 
 
+class UniqueNames:
+    """Give each image of an input a name that no earlier image of the input has.
+
+    Two shard members of the same name would become two rows of one image. The first member is processed. The later ones are
+    rejected, each under a unique name.
+    """
+
+    def __init__(self, prefix: str | None) -> None:
+        self.prefix = prefix
+        self.ids: set[bytes] = set()
+        """image_id of all images, 16 bytes each."""
+        self.repeats: Counter[str] = Counter()
+
+    def add(self, image: ListedImage) -> tuple[bytes, ListedImage]:
+        """Return the 16 bytes of an image_id, and the image, which is a reject with another name if its name is taken."""
+        digest = self.digest(image.rel_path)
+        if digest in self.ids:
+            problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
+            self.repeats[image.rel_path] += 1
+            number = self.repeats[image.rel_path] if image.offset is None else image.offset
+            unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
+            image = replace(image, rel_path=unique_name, problem=problem)
+            digest = self.digest(unique_name)
+        self.ids.add(digest)
+        return digest, image
+
+    def digest(self, name: str) -> bytes:
+        """Return the image_id of a name within the input as 16 bytes."""
+        return bytes.fromhex(image_id(name_in_output(name, self.prefix)))
+
+
 def build_references(
     listed: Iterable[ListedEntry],
     source: Store,
@@ -228,29 +259,15 @@ def build_references(
     """
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
-    seen_ids: set[bytes] = set()
-    repeats: Counter[str] = Counter()
+    names = UniqueNames(prefix)
     last_log = time.monotonic()
     iterator: Iterator[ListedEntry] = iter(listed)
     while entries := list(islice(iterator, ENTRIES_PER_CHUNK)):
-        images = [entry for entry in entries if isinstance(entry, ListedImage)]
+        named = [names.add(entry) for entry in entries if isinstance(entry, ListedImage)]
+        images = [image for _, image in named]
         ignored.update(kind for kind in entries if isinstance(kind, str))
-        ids = [image_id(name_in_output(image.rel_path, prefix)) for image in images]
-        for index, image in enumerate(images):
-            digest = bytes.fromhex(ids[index])
-            if digest in seen_ids:
-                # Two shard members of the same name would become two rows of one image. The first member is processed. The
-                # later ones are rejected, each under a unique name.
-                problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
-                repeats[image.rel_path] += 1
-                number = repeats[image.rel_path] if image.offset is None else image.offset
-                unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
-                images[index] = replace(image, rel_path=unique_name, problem=problem)
-                ids[index] = image_id(name_in_output(unique_name, prefix))
-                digest = bytes.fromhex(ids[index])
-            seen_ids.add(digest)
         columns = {
-            "image_id": ids,
+            "image_id": [digest.hex() for digest, _ in named],
             "version": [version(image.etag) for image in images],
             "rel_path": [name_in_output(image.rel_path, prefix) for image in images],
             "source_uri": [source_uri(image, source) for image in images],
@@ -262,7 +279,7 @@ def build_references(
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
         if time.monotonic() - last_log > LOG_SECONDS:
             last_log = time.monotonic()
-            log.info("listed %d images and %d other files so far", len(seen_ids), ignored.total())
+            log.info("listed %d images and %d other files so far", len(names.ids), ignored.total())
     return pa.concat_tables(chunks), ignored
 
 

@@ -1,7 +1,9 @@
 """Test `imagemill prune`: what goes, what stays, and what a kill leaves."""
 
+import io
 import logging
 import shutil
+import tarfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below
+from tests.support.image_files import encode_as
 from tests.support.shards import shard
 
 PATHS = ["anna/0.png", "anna/1.png", "anna/broken.png", "ben/0.png", "ben/1.png"]
@@ -254,6 +257,47 @@ def test_prune_tells_moves_of_prefixes_apart(tmp_path, crops):
     assert list_sources(output).problems == []
     north.rename(tmp_path / "not mounted")
     assert list_sources(output).problems == [f"input {north}: does not exist. Check the path"]
+
+
+def test_prune_leaves_a_folder_of_the_user_alone(tmp_path):
+    """A lease would make the folder an output, into which a run may write."""
+    output = Store(f"{tmp_path}/user")
+    output.write("results/notes.txt", b"of the user")
+    for kind in ({"paths": ["*"]}, {"old_versions": True}, {}):
+        with pytest.raises(ConfigError, match="no run wrote into it"):
+            show_prune(output, **kind, yes=True)
+    assert files_below(tmp_path).keys() == {"user/results/notes.txt"}
+
+
+def test_prune_keeps_rejects_of_repeated_names(tmp_path, crops, capsys):
+    """The second member of a name is a reject under another name, and stays in the input."""
+    (tmp_path / "in").mkdir()
+    picture = encode_as(crops[0], "PNG")
+    with tarfile.open(tmp_path / "in/shard.tar", "w") as archive:
+        for _ in range(2):
+            member = tarfile.TarInfo("a.png")
+            member.size = len(picture)
+            archive.addfile(member, io.BytesIO(picture))
+    assert run(config_of(tmp_path))["reasons"] == {"DuplicateName": 1}
+    show_prune(Store(f"{tmp_path}/out"))
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_prune_needs_the_config_of_each_run(place, crops):
+    """Images of a run that left no config may be in an input that nobody remembers."""
+    output = Store(f"{place}/out")
+    write_images(place / "in2/other", crops)
+    other = run(config_of(place).model_copy(update={"input": f"{place}/in2"}))
+    shutil.rmtree(place / "out/runs" / other["run_id"])
+    before = paths_of(output)
+    problem = rf"runs/{other['run_id']}/config.yaml: missing, .* would count as gone\. To remove .* --path"
+    with pytest.raises(StorageError, match=problem):
+        show_prune(output, yes=True)
+    assert paths_of(output) == before
+    show_prune(output, paths=["other/*"], yes=True)
+    shutil.rmtree(place / "in/anna")
+    show_prune(output, yes=True)
+    assert set(paths_of(output)) == set(PATHS[3:])
 
 
 class Killed(BaseException):
