@@ -1,5 +1,6 @@
 """HEIC: orientation, colours, depth, transparency, several images, damage, and limits before decoding."""
 
+import struct
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.orientation import TO_STORED_ORIENTATION
+from imagemill.pipeline.images.readers.heif_items import read_items
 from tests.support.exact_writers import box
 from tests.support.heifs import (
     COLOURS,
@@ -162,6 +164,36 @@ def test_heic_without_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         decode_image(heif_file(picture()))
     assert raised.value.error_class == "MissingExtra"
     assert "pip install 'imagemill[heif]'" in str(raised.value)
+
+
+def test_heic_of_countless_extents_is_read_at_once() -> None:
+    """Extents without an offset and a length take no bytes of the file, so a small file could declare millions."""
+    locations = b"".join(struct.pack(">HHH", number, 0, 65_535) for number in range(200))
+    location_box = full_box(b"iloc", struct.pack(">BBH", 0, 0, 200) + locations)
+    items = read_items(full_box(b"meta", location_box))
+    assert sum(len(item.extents) for item in items.by_id.values()) <= 200
+
+
+@pytest.mark.parametrize(
+    ("box_type", "entry", "changed"),
+    [(b"iloc", b"\0\1\0\0\0\1", b"\0\1\0\0\xff\xff"), (b"ipma", b"\0\0\0\1\0\1\2", b"\0\0\0\1\0\1\xff")],
+)
+def test_heic_entries_beyond_their_box_are_not_read(box_type: bytes, entry: bytes, changed: bytes) -> None:
+    data = heif_file(picture())
+    at = data.index(entry, data.index(box_type))
+    with pytest.raises(ImageError, match=f"HEIF: the box {box_type.decode()} is truncated") as raised:
+        decode_image(data[:at] + changed + data[at + len(entry) :])
+    assert raised.value.error_class == "BrokenImage"
+
+
+@pytest.mark.parametrize("kind", [b"av01", b"vvc1"])
+def test_heif_whose_primary_image_has_another_codec(kind: bytes) -> None:
+    """The other image of the file, which can be decoded, is not returned instead."""
+    primary = Picture(load("colour")[0], (size(),), kind)
+    for pictures, number in (((primary, picture("gray")), 1), ((picture("gray"), primary), 2)):
+        with pytest.raises(ImageError, match="HEIF whose primary image is not coded in HEVC") as raised:
+            decode_image(heif_file(*pictures, primary=number))
+        assert raised.value.error_class == "UnsupportedFormat"
 
 
 def test_heif_of_another_codec_is_unsupported() -> None:

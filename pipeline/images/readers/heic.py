@@ -139,9 +139,9 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
     exif, xmp = items.read_metadata(data)
     try:
         file = heif.HeifFile(hide_metadata(data, items), convert_hdr_to_8bit=False, hdr_to_16bit=False)
-        if not len(file):
-            raise unsupported_format("HEIF without an image that is coded in HEVC")
-        image = file[file.primary_index]
+        # pi-heif leaves out images that it cannot decode, and names another image as primary then.
+        if not len(file) or not (image := file[file.primary_index]).info["primary"]:
+            raise unsupported_format("HEIF whose primary image is not coded in HEVC")
         if image.premultiplied_alpha:
             raise unsupported_format("HEIC with premultiplied opacity")
         # The samples are memory of libheif, which it releases together with `image`.

@@ -4,6 +4,7 @@ An item is an image, a tile of one, or metadata. Properties describe an item: it
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -90,7 +91,7 @@ def read_items(data: bytes) -> Items:
         items.all_properties = list(iterate_boxes(data, container[1], container[2]))
     if properties_box := find_box(data, (b"iprp",), start, end):
         for box_type, at, stop in iterate_boxes(data, *properties_box[1:]):
-            for item_id, indices in (read_associations(data, at, stop) if box_type == b"ipma" else {}).items():
+            for item_id, indices in read_associations(data, at, stop) if box_type == b"ipma" else ():
                 known = (items.all_properties[index - 1] for index in indices if 0 < index <= len(items.all_properties))
                 items.by_id.setdefault(item_id, Item()).properties += known
     if info := find_box(data, (b"iinf",), start, end):
@@ -104,20 +105,25 @@ def read_items(data: bytes) -> Items:
     return items
 
 
-def read_associations(data: bytes, start: int, end: int) -> dict[int, list[int]]:
-    """Read the property indices of each item, from 1 on, out of a box `ipma`."""
+def read_associations(data: bytes, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield each item with its property indices, from 1 on, out of a box `ipma`.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the box is truncated.
+    """
     version, flags = data[start], int.from_bytes(data[start + 1 : start + 4], "big")
     (count,) = struct.unpack_from(">I", data, start + 4)
-    at, associations = start + 8, {}
+    at = start + 8
     index_bytes, id_bytes = (2 if flags & 1 else 1), (4 if version else 2)
     index_mask = 0x7FFF if index_bytes == 2 else 0x7F
-    for _ in range(min(count, end - start)):
+    for _ in range(count):
         item, entries = int.from_bytes(data[at : at + id_bytes], "big"), data[at + id_bytes]
         at += id_bytes + 1
         starts = range(at, at + index_bytes * entries, index_bytes)
-        associations[item] = [int.from_bytes(data[i : i + index_bytes], "big") & index_mask for i in starts]
         at += index_bytes * entries
-    return associations
+        if at > end:
+            raise broken_image("HEIF: the box ipma is truncated")
+        yield item, [int.from_bytes(data[i : i + index_bytes], "big") & index_mask for i in starts]
 
 
 def read_types(data: bytes, info: Box, items: Items) -> None:
@@ -148,17 +154,27 @@ def read_references(data: bytes, references: Box, items: Items) -> None:
 
 
 def read_locations(data: bytes, locations: Box, item_data: Box | None, items: Items) -> None:
-    """Read where each item is stored out of a box `iloc`."""
+    """Read where each item is stored out of a box `iloc`.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the box is truncated.
+    """
     _, at, end = locations
     version = data[at]
     offset_bytes, length_bytes, base_bytes, index_bytes = (
         n for byte in data[at + 4 : at + 6] for n in (byte >> 4, byte & 15)
     )
     at += 6
+    if not version:
+        index_bytes = 0
+    # Extents that take no bytes of the box are all the same, and a small box can declare millions.
+    most_extents = 65_535 if index_bytes + offset_bytes + length_bytes else 1
 
     def take(count: int) -> int:
         nonlocal at
         at += count
+        if at > end:
+            raise broken_image("HEIF: the box iloc is truncated")
         return int.from_bytes(data[at - count : at], "big")
 
     for _ in range(take(4 if version == 2 else 2)):
@@ -166,15 +182,13 @@ def read_locations(data: bytes, locations: Box, item_data: Box | None, items: It
         method = take(2) & 15 if version else 0
         take(2)
         base = take(base_bytes)
-        for _ in range(take(2)):
-            take(index_bytes if version else 0)
+        for _ in range(min(take(2), most_extents)):
+            take(index_bytes)
             begin, length = base + take(offset_bytes), take(length_bytes)
             if method == 1 and item_data:
                 begin += item_data[1]
             if method < 2:
                 item.extents.append((begin, begin + length))
-        if at > end:
-            return
 
 
 def read_derived_size(data: bytes, item: Item) -> tuple[int, int] | None:

@@ -46,9 +46,10 @@ def read_boxes(data: bytes) -> Boxes:
     return boxes
 
 
-def find_codestream(boxes: Boxes) -> list[tuple[int, int]]:
-    """Return where the parts of the codestream are."""
-    return boxes.get(WHOLE) or [(start + 4, end) for start, end in boxes.get(PART, ())]
+def join_codestream(data: bytes, boxes: Boxes, part_bytes: int | None = None) -> bytes:
+    """Return the codestream, with at most `part_bytes` of each of its parts."""
+    parts = boxes.get(WHOLE) or [(start + 4, end) for start, end in boxes.get(PART, ())]
+    return b"".join(memoryview(data)[start:end][:part_bytes] for start, end in parts)
 
 
 def read_header(data: bytes, boxes: Boxes) -> Header:
@@ -57,9 +58,8 @@ def read_header(data: bytes, boxes: Boxes) -> Header:
     Raises:
         ImageError: with the class BrokenImage or UnsupportedFormat.
     """
-    parts = (data[start : min(end, start + HEADER_BYTES)] for start, end in find_codestream(boxes))
     try:
-        header = parse_header(b"".join(parts))
+        header = parse_header(join_codestream(data, boxes, HEADER_BYTES))
     except ValueError as e:
         raise broken_image(f"JPEG XL: {e}") from None
     check_dimensions("JPEG XL", header.width, header.height)
@@ -91,10 +91,9 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
     if JPEG_RECONSTRUCTION in boxes and (stored := unpack_jpeg(data, header)):
         return stored
     bit_depth, is_linear = max(8, header.bits), header.is_xyb and header.has_profile
-    if is_linear:
-        data = request_12_bits(data, boxes, header)
+    picture = request_12_bits(join_codestream(data, boxes), header) if is_linear else data
     try:
-        samples = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True, numthreads=1)
+        samples = imagecodecs.jpegxl_decode(picture, index=0, keeporientation=True, numthreads=1)
     except imagecodecs.JpegxlError:
         raise broken_image("JPEG XL: the image data is damaged or truncated") from None
     has_alpha = ALPHA in header.extra_channels
@@ -132,17 +131,16 @@ def unpack_jpeg(data: bytes, header: Header) -> StoredImage | None:
     return stored
 
 
-def request_12_bits(data: bytes, boxes: Boxes, header: Header) -> bytes:
-    """Prepare an XYB file with an ICC profile, which libjxl returns as linear sRGB, for which 8 bits are too few.
+def request_12_bits(codestream: bytes, header: Header) -> bytes:
+    """Prepare an XYB codestream with an ICC profile, which libjxl returns as linear sRGB, for which 8 bits are too few.
 
-    In an XYB file, the depth says nothing about the coded data, so the code of 8 bits can be replaced by that of 12 bits.
+    In XYB, the depth says nothing about the coded data, so the code of 8 bits can be replaced by that of 12 bits.
     """
     if header.bits != 8:
-        return data
+        return codestream
     header.bits = 12
-    position = 8 * find_codestream(boxes)[0][0] + header.bits_at
-    patched = bytearray(data)
-    for bit, value in enumerate(CODE_OF_12_BITS, position):
+    patched = bytearray(codestream)
+    for bit, value in enumerate(CODE_OF_12_BITS, header.bits_at):
         patched[bit // 8] = patched[bit // 8] & ~(1 << bit % 8) | value << bit % 8
     return bytes(patched)
 
