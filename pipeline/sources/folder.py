@@ -107,13 +107,14 @@ def classify_file(entry: Entry) -> ListedEntry:
     return reject_unreadable(entry) or ListedImage(entry.path, entry.size, entry.etag, entry.path)
 
 
-def is_unreadable_folder(image: ListedImage) -> bool:
-    """Return whether a listed image stands for a folder that cannot be listed."""
-    return (image.problem or "").startswith(UNREADABLE_FOLDER)
+def reject_unreadable(entry: Entry, error_class: str = "BadName") -> ListedImage | None:
+    """Return the reject of an image or shard that cannot be opened or has an invalid name; None for a readable file.
 
-
-def reject_unreadable(entry: Entry) -> ListedImage | None:
-    """Return the reject of an image or shard that cannot be opened or has an invalid name; None for a readable file."""
-    shown = escape_name(entry.path)
-    problem = entry.problem if shown == entry.path else "the file name is not valid UTF-8. Rename the file"
-    return ListedImage(shown, entry.size, entry.etag, shown, problem=f"BadName: {problem}") if problem else None
+    Args:
+        entry: the file.
+        error_class: the error class of a file that cannot be opened.
+    """
+    shown, problem = escape_name(entry.path), entry.problem
+    if shown != entry.path:
+        error_class, problem = "BadName", "the file name is not valid UTF-8. Rename the file"
+    return ListedImage(shown, entry.size, entry.etag, shown, problem=f"{error_class}: {problem}") if problem else None
