@@ -1,6 +1,7 @@
 """Find the images of an OUTPUT that no input holds any more."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from imagemill.pipeline.output.run_history import list_run_ids, read_run_config,
 from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.plan import UniqueNames
 from imagemill.pipeline.sources.input import list_images, open_input
-from imagemill.pipeline.sources.source import ListedImage
+from imagemill.pipeline.sources.source import CONTAINER_CLASSES, ListedImage
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -65,10 +66,10 @@ class Sources:
 def list_sources(output: Store) -> Sources:
     """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error.
 
-    Images of an input that moved, which a run with allow_new_input confirmed, are looked up at their new place only.
+    If all images of an input moved, which a run with allow_new_input confirmed, their former place may be missing.
     """
     run_ids = [entry.path.split("/")[1] for entry in output.entries("runs") if entry.path.endswith("/config.yaml")]
-    configs, problems, moved = input_configs(output, run_ids)
+    configs, problems, left_places = input_configs(output, run_ids)
     listed_ids, empty_inputs = bytearray(), []
     for config in configs:
         listed_before, own_problems = len(listed_ids), list[str]()
@@ -79,13 +80,13 @@ def list_sources(output: Store) -> Sources:
             for image in list_images(source, output):
                 if isinstance(image, ListedImage):
                     listed_ids += names.add(image)[0]
-                    if image.hides_images:
+                    if image.error_class in CONTAINER_CLASSES:
                         own_problems.append(f"input {source.store.uri(image.path)}: {image.problem}")
         except (ConfigError, StorageError) as e:
             own_problems.append(str(e))
         except store_failures() as e:
             own_problems.append(f"input {config.input}: {reason(e)}")
-        if canonical_place(str(config.input)) in moved:
+        if not config.prefix and canonical_place(str(config.input)) in left_places:
             continue
         problems += own_problems
         if not own_problems and len(listed_ids) == listed_before:
@@ -101,13 +102,15 @@ def input_configs(output: Store, run_ids: list[str]) -> tuple[list[RunConfig], l
         run_ids: the runs that left a config.
 
     Returns:
-        The configs, messages about unreadable configs, and the canonical places that images moved away from.
+        The configs, messages about unreadable configs, and the canonical places of inputs whose images all moved away.
     """
     records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     locations = read_prefixes(output)
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
-    for run_id in run_ids:
+    without_prefix: list[dict[str, Any]] = []
+    fencing_token = 0
+    for run_id in sorted(run_ids):
         record = records.get(run_id, {"run_id": run_id, "planned": None})
         if "planned" not in record:
             continue  # The run ended before its plan, so it took no image from its input.
@@ -119,8 +122,26 @@ def input_configs(output: Store, run_ids: list[str]) -> tuple[list[RunConfig], l
         location = locations.get(config.prefix or "")
         # A prefix belongs to one location. A run over another one was refused, or the prefix has moved since.
         if location is None or is_same_place(location, Store(str(config.input), config.storage).url):
-            configs[config.prefix or f"{config.input} {config.source.reading} {config.storage}"] = config
-    unknown = locations.keys() - configs.keys()
+            configs[f"{config.prefix} {config.input} {config.source.reading} {config.storage}"] = config
+        # A killed run left no token. It comes after the run that began before it.
+        fencing_token = record.get("fence") or fencing_token
+        if not config.prefix:
+            without_prefix.append(record | {"input": str(config.input), "fence": fencing_token})
+    unknown = locations.keys() - {config.prefix for config in configs.values()}
     problems += [f"input {locations[prefix]}: no run with the prefix {prefix} left its config" for prefix in sorted(unknown)]
-    moved = {canonical_place(place) for record in records.values() for place in record.get("moved_from", ())}
-    return list(configs.values()), problems, moved
+    return list(configs.values()), problems, find_left_places(without_prefix)
+
+
+def find_left_places(records: list[dict[str, Any]]) -> set[str]:
+    """Return the canonical places of inputs whose images are all in another place since, by the records of their runs.
+
+    A run moves images to its input if their rows were made from another place. The input itself counts as their source only
+    if the run also processed or found other images. Prefixes have one location each (prefixes.py) and need no such search.
+    """
+    now_at: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: int(record["fence"])):
+        place, moved = canonical_place(record["input"]), record.get("moved_from") or {}
+        now_at |= dict.fromkeys(map(canonical_place, moved), place)
+        if not moved or record["planned"] or record["done_before"] > sum(moved.values()):
+            now_at[place] = place
+    return {canonical_place(record["input"]) for record in records} - set(now_at.values())

@@ -1,8 +1,8 @@
 """JPEG XL: libjxl decodes through imagecodecs; header and boxes say what the samples mean.
 
 A JPEG file that was packed into a JPEG XL file is unpacked and read as JPEG, which keeps all of its metadata. imagecodecs
-returns no ICC profile. Files in XYB, the colours of the eye, need none, because libjxl converts them. The profile of
-other files is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
+returns no ICC profile. Files in XYB, a colour space of JPEG XL for lossy files, need none, because libjxl converts them.
+The profile of other files is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
 """
 
 import io
@@ -14,17 +14,16 @@ import numpy as np
 
 from imagemill.pipeline.images.colour import ColourSpace, SrgbConversion
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
-from imagemill.pipeline.images.readers.boxes import iterate_boxes
+from imagemill.pipeline.images.readers.boxes import MAX_METADATA_BYTES, iterate_boxes, skip_exif_offset
 from imagemill.pipeline.images.readers.extras import import_extra
 from imagemill.pipeline.images.readers.jpeg import read_jpeg, read_jpeg_size
 from imagemill.pipeline.images.readers.jpegxl_header import ALPHA, BLACK, CODESTREAM, Header, parse_header
 from imagemill.pipeline.images.readers.reader import StoredImage
-from imagemill.pipeline.images.samples import rescale, row_strips, to_uint8
+from imagemill.pipeline.images.samples import expand_depth, row_strips, to_uint8
 
 MAX_EXTRA_CHANNELS = 4
 """libjxl decodes each extra channel to four bytes per pixel, whether a caller wants the channel or not."""
 HEADER_BYTES = 4096
-MAX_METADATA_BYTES = 4_000_000
 CODE_OF_12_BITS = (0, 1)
 """The bits of this code in the order of the codestream."""
 WHOLE, PART = b"jxlc", b"jxlp"
@@ -100,7 +99,11 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
     if header.is_gray and header.extra_channels and not has_alpha:
         # imagecodecs returns gray with other extra channels as planes.
         samples = samples[0]
-    pixels = scale_to_full_range(samples, header)
+    if samples.dtype.kind == "f":
+        pixels = scale_floats(samples)
+    else:
+        pixels = samples
+        expand_depth(pixels, header.bits)
     stored = StoredImage(
         pixels=convert_linear(pixels, header.is_gray) if is_linear else pixels,
         format="JPEGXL",
@@ -112,8 +115,7 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
         colour_space=header.colour_space,
         ignored_colours=header.ignored_colours,
     )
-    # An offset precedes EXIF.
-    stored.exif = next((exif[4 + int.from_bytes(exif[:4], "big") :] for exif in read_metadata(data, boxes, EXIF)), None)
+    stored.exif = next((skip_exif_offset(exif) for exif in read_metadata(data, boxes, EXIF)), None)
     stored.xmp = next(read_metadata(data, boxes, XMP), None)
     return stored
 
@@ -180,21 +182,9 @@ def read_metadata(data: bytes, boxes: Boxes, kind: bytes) -> Iterator[bytes]:
                 yield bytes(imagecodecs.brotli_decode(data[start + 4 : end], out=MAX_METADATA_BYTES))
 
 
-def scale_to_full_range(samples: np.ndarray, header: Header) -> np.ndarray:
-    """Scale samples to the full range of uint8 or uint16. Floating-point samples are clipped to 0..1.
-
-    Args:
-        samples: (H,W) or (H,W,C), as imagecodecs returns them: integers of the depth of the file, or floats.
-        header: the header of the file.
-    """
-    is_float = samples.dtype.kind == "f"
-    if not is_float and header.bits in (8, 16):
-        return samples
-    dtype = samples.dtype if not is_float else np.dtype(np.uint16)
-    pixels = np.empty(samples.shape, dtype)
+def scale_floats(samples: np.ndarray) -> np.ndarray:
+    """Clip floating-point samples to 0..1, and scale them to uint16."""
+    pixels = np.empty(samples.shape, np.uint16)
     for rows in row_strips(samples.shape[1], samples.shape[0]):
-        if is_float:
-            pixels[rows] = np.round(np.clip(np.nan_to_num(samples[rows].astype(np.float32)), 0, 1) * 65535)
-        else:
-            pixels[rows] = rescale(samples[rows], (1 << header.bits) - 1, int(np.iinfo(dtype).max))
+        pixels[rows] = np.round(np.clip(np.nan_to_num(samples[rows].astype(np.float32)), 0, 1) * 65535)
     return pixels
