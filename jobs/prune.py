@@ -2,9 +2,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
-from fnmatch import translate
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from imagemill.pipeline.output.prune import Kind, prune
 from imagemill.pipeline.output.prune_selection import Selection, select_images, select_old_versions
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.reports.page import format_bytes
+from imagemill.pipeline.sources.selection import WILDCARDS, compile_pattern
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -93,7 +93,7 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     if kind == "old versions":
         return select_old_versions(output)
     if kind == "request":
-        selection = select_images(output, partial(is_named, ids, paths))
+        selection = select_images(output, match_request(ids, paths))
         if len(selection.rows):
             warn_of_request(output, selection, list_sources(output))
         return selection
@@ -114,17 +114,39 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     return selection
 
 
-def is_named(ids: Sequence[str], paths: Sequence[str], table: pa.Table) -> pa.Array:
-    """Return for each row of a table whether its image_id is one of `ids`, or its rel_path one of `paths` or patterns."""
-    patterns = [re.compile(translate(path)) for path in paths]
+def match_request(ids: Sequence[str], paths: Sequence[str]) -> Callable[[pa.Table], pa.Array]:
+    """Return a function that returns for each row of a table whether a deletion request names its image.
+
+    Args:
+        ids: values of image_id.
+        paths: values of rel_path, or patterns.
+    """
     exact, wanted = set(paths), set(ids)
-    return pa.array(
-        [
-            image_id in wanted or path in exact or any(pattern.match(path) for pattern in patterns)
-            for image_id, path in zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
-        ],
-        pa.bool_(),
-    )
+    patterns = list(filter(None, map(compile_path, paths)))
+
+    def is_named(table: pa.Table) -> pa.Array:
+        rows = zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
+        return pa.array(
+            (
+                row_id in wanted or path in exact or any(pattern.search(path) for pattern in patterns)
+                for row_id, path in rows
+            ),
+            pa.bool_(),
+        )
+
+    return is_named
+
+
+def compile_path(path: str) -> re.Pattern[str] | None:
+    """Return the regular expression of a --path, a pattern like those of --include; None if it can only name one image.
+
+    Only a path with a wildcard, or with a slash at its start or end, is a pattern: as a pattern, a.jpg would match b/a.jpg.
+    """
+    if not WILDCARDS.search(path) and path == path.strip("/"):
+        return None
+    with suppress(ValueError):
+        return compile_pattern(path)
+    return None
 
 
 def show_selection(selection: Selection, kind: Kind) -> None:
