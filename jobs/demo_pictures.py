@@ -59,7 +59,9 @@ DETAILS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a task got and what it made of it, next to the original: images (H,W,3) uint8 of equal size.
+    """What a task got and what it made of it, next to the original: images (H,W,3) uint8.
+
+    Only style transfers may change the size of an image.
 
     Attributes:
         kilobytes: of the file before and of the latents after, if the task is compress.

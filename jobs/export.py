@@ -136,18 +136,19 @@ def export(
         check_export_folder(dest)
         remove_unfinished_parts(dest)
         dest.write(UNFINISHED, UNFINISHED_TEXT.encode(), durable=True)
-        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [], [])
-        for problem in sources.problems:
-            log.warning("column removed is null for images of an input that cannot be listed: %s", problem)
+        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [], [], [])
         about |= {"checkpoint": copy_checkpoint(output, dest, sha256), "pool": pool}
         if file_format == "parquet" and not scaled and export_columns(survey.are_resized).issubset(chosen):
             about["decode"] = "imagemill decode EXPORT DEST"
         has_shapes = layout == "shapes" and ("latent" in chosen or pool == "flatten") and len(survey.shapes) > 1
         parts = ExportParts(dest, file_format, chosen, embed, scale, has_shapes, layout == "shapes", about)
         problems = parts.write(state, sources)
+        unlisted = [*sources.problems, *sorted(parts.missing_configs)]
+        for problem in unlisted:
+            log.warning("column removed is null for images of an input that cannot be listed: %s", problem)
         manifest = describe(parts.rows, problems) | {
-            "removed": parts.removed if "removed" in chosen and not sources.problems else None,
-            "inputs_not_listed": sources.problems if "removed" in chosen else None,
+            "removed": parts.removed if "removed" in chosen and not unlisted else None,
+            "inputs_not_listed": unlisted if "removed" in chosen else None,
             "columns": chosen,
             "parts": dict(parts.written),
         }

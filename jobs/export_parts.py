@@ -59,11 +59,13 @@ class ExportParts:
     """Number of parts in each folder."""
     rows: int = 0
     removed: int = 0
+    missing_configs: set[str] = field(default_factory=set)
+    """Messages about runs whose input is not known, so that `removed` is null."""
 
     def write(self, state: Snapshot, sources: Sources) -> list[str]:
         """Write all rows of a snapshot, and return a sentence about each damaged latent, which is left out."""
         stored = [name for name in self.columns if name not in ADDED_COLUMNS]
-        needed = [*stored, "image_id"] if "removed" in self.columns else stored or ["image_id"]
+        needed = [*stored, "image_id", "run_id"] if "removed" in self.columns else stored or ["image_id"]
         problems: list[str] = []
 
         def parts() -> Iterator[Part]:
@@ -105,7 +107,8 @@ class ExportParts:
         columns: dict[str, Any] = {}
         for name in self.columns:
             if name == "removed":
-                columns[name] = sources.removed(rows["image_id"], self.dest.url)
+                columns[name] = sources.removed(rows, self.dest.url)
+                self.missing_configs.update(sources.missing_configs(rows, columns[name]))
                 self.removed += columns[name].true_count
             elif name == "latent":
                 columns[name] = self._vectors(values.reshape(len(values), -1))

@@ -34,6 +34,8 @@ COPIES = (
     "Exports, maps, decoded images and other copies outside of OUTPUT stay, and so do older versions of objects in a bucket "
     "with versioning. Delete them yourself"
 )
+WOULD_COUNT = "So images that still exist would count as gone."
+NAME_THEM = "To remove images in any case, name them with --path"
 
 
 def show_prune(
@@ -85,25 +87,31 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     """Select what a prune removes.
 
     Raises:
-        StorageError: when OUTPUT cannot be read, or images count as gone only because an input cannot be listed or is empty.
+        StorageError: when OUTPUT cannot be read, or images count as gone only because an input is empty, not known,
+            or cannot be listed.
     """
     if kind == "old versions":
         return select_old_versions(output)
-    sources = list_sources(output)
     if kind == "request":
         selection = select_images(output, partial(is_named, ids, paths))
         if len(selection.rows):
-            warn_of_request(output, selection, sources)
+            warn_of_request(output, selection, list_sources(output))
         return selection
+    sources = list_sources(output)
     problems = [*sources.problems, *(f"input {url}: holds no image" for url in sources.empty_inputs)]
-    if not (problems or len(sources.ids)):
-        problems = [f"{output.url}: no run with a config is left, so no input is known"]
     if problems:
-        raise StorageError(
-            f"{join_first(problems)}. So images that still exist would count as gone. Is a disk not mounted? To remove "
-            "images in any case, name them with --path"
-        )
-    return select_images(output, lambda table: sources.removed(table["image_id"], output.url).fill_null(False))
+        raise StorageError(f"{join_first(problems)}. {WOULD_COUNT} Is a disk not mounted? {NAME_THEM}")
+    missing_configs: dict[str, None] = {}
+
+    def is_gone(table: pa.Table) -> pa.Array:
+        is_removed = sources.removed(table, output.url)
+        missing_configs.update(dict.fromkeys(sources.missing_configs(table, is_removed)))
+        return is_removed.fill_null(False)
+
+    selection = select_images(output, is_gone)
+    if missing_configs:
+        raise StorageError(f"{output.url}: {join_first(list(missing_configs))}. {WOULD_COUNT} {NAME_THEM}")
+    return selection
 
 
 def is_named(ids: Sequence[str], paths: Sequence[str], table: pa.Table) -> pa.Array:
@@ -140,7 +148,7 @@ def show_selection(selection: Selection, kind: Kind) -> None:
 
 def warn_of_request(output: Store, selection: Selection, sources: Sources) -> None:
     """Log what a deletion request does not reach: sources, copies, and files of interrupted runs."""
-    is_gone = sources.removed(selection.rows["image_id"], output.url)
+    is_gone = sources.removed(selection.rows, output.url)
     remaining = selection.rows.filter(pc.invert(is_gone.fill_null(False)))
     if count := len(remaining["image_id"].unique()):
         problem = "still in an input, or an input cannot be listed"

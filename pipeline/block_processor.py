@@ -36,7 +36,7 @@ from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
 from imagemill.pipeline.sources.host_queue import HostBusy
 from imagemill.pipeline.sources.image_reader import ImageReader, Read, ReadError
-from imagemill.pipeline.sources.source import UNREADABLE_SHARD
+from imagemill.pipeline.sources.source import UNREADABLE_SHARD, split_problem
 from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.tally import Tally
@@ -183,7 +183,7 @@ class BlockProcessor:
             if verdict := suspects.verdict(reference["image_id"]):
                 raise Rejected(*verdict, transient=reference["attempts"] + 1 < TRIED_BY_RUNS)
             if reference["problem"]:
-                error_class, _, message = reference["problem"].partition(": ")
+                error_class, message = split_problem(reference["problem"])
                 raise Rejected("list", error_class, message, transient=error_class == UNREADABLE_SHARD)
             image_id, retry_seconds = reference["image_id"], self.reading.retry_seconds(reference)
             with self.watchdog.step("fetch", image_id, extra_s=retry_seconds) as restart, self.tally.time("fetch"):

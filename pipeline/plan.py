@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Any
@@ -19,8 +19,9 @@ from imagemill.pipeline.output.rejects import ABSENT_SCHEMA, read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.addresses import redact_secrets
+from imagemill.pipeline.sources.input import is_selected
 from imagemill.pipeline.sources.selection import Selection
-from imagemill.pipeline.sources.source import UNREADABLE_FOLDER, UNREADABLE_SHARD, ListedEntry, ListedImage
+from imagemill.pipeline.sources.source import CONTAINER_CLASSES, UNREADABLE_FOLDER, ListedEntry, ListedImage, split_problem
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
@@ -135,7 +136,7 @@ def make_plan(
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
     waiting_rejects = 0 if retry_failed else int(is_waiting.sum())
     parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
-    is_hidden = find_hidden(history.absent["rel_path"], inputs, selection, prefix)
+    is_hidden = find_hidden(history.absent, inputs, selection, prefix)
     is_unrelated = bool(parts) and not newest.has_row.any() and not attempts.any()
     moved_rows = np.flatnonzero(newest.moved_from >= 0)
     image_counts = np.bincount(newest.moved_from[moved_rows], minlength=len(newest.places))
@@ -156,7 +157,7 @@ def make_plan(
         inputs["rel_path"][int(moved_rows[0])].as_py() if len(moved_rows) else None,
         history.absent.filter(pc.invert(is_hidden)),
         history.absent.filter(is_hidden),
-        dict(find_unreadable(inputs, UNREADABLE_FOLDER)),
+        dict(find_unreadable(inputs, {UNREADABLE_FOLDER})),
     )
 
 
@@ -178,33 +179,64 @@ def sample(selected: np.ndarray, ids: pa.Array, count: int | None) -> np.ndarray
     return result
 
 
-def find_unreadable(inputs: pa.Table, *error_classes: str) -> list[tuple[str, str]]:
+def find_unreadable(inputs: pa.Table, error_classes: Collection[str]) -> list[tuple[str, str]]:
     """Return the path and the problem of each folder or shard of a listing that could not be read."""
     problems = inputs.filter(pc.is_valid(inputs["problem"])).select(["path", "problem"]).to_pylist()
-    pairs = ((row["path"], row["problem"].partition(": ")) for row in problems)
-    return [(path, problem) for path, (error_class, _, problem) in pairs if error_class in error_classes]
+    pairs = ((row["path"], split_problem(row["problem"])) for row in problems)
+    return [(path, problem) for path, (error_class, problem) in pairs if error_class in error_classes]
 
 
-def find_hidden(names: pa.ChunkedArray, inputs: pa.Table, selection: Selection | None, prefix: str | None) -> pa.Array:
-    """Return, per name, whether an image of this name may exist although it was not listed, (N,) bool.
+def find_hidden(absent: pa.Table, inputs: pa.Table, selection: Selection | None, prefix: str | None) -> pa.Array:
+    """Return, per reject, whether its image, folder or shard may exist although it was not listed, (N,) bool.
 
     Args:
-        names: rel_path of images that were not listed.
+        absent: rejects of what was not listed (rejects.ABSENT_SCHEMA).
         inputs: the listing (schema.REFERENCE).
         selection: how the listing was filtered.
         prefix: as in build_references.
     """
-    unread = {path for path, _ in find_unreadable(inputs, UNREADABLE_FOLDER, UNREADABLE_SHARD)}
+    unread = {path for path, _ in find_unreadable(inputs, CONTAINER_CLASSES)}
 
-    def is_hidden(name: str) -> bool:
+    def is_hidden(name: str, error_class: str | None) -> bool:
         name = name_in_input(name, prefix)
-        if selection and not selection.has_image(name):
+        if selection and not is_selected(selection, name, error_class):
             return True
         return not unread.isdisjoint(accumulate(name.split("/"), "{}/{}".format))
 
     if not (selection or unread):
-        return pa.array(np.zeros(len(names), bool))
-    return pa.array(list(map(is_hidden, names.to_pylist())), pa.bool_())
+        return pa.array(np.zeros(len(absent), bool))
+    return pa.array(map(is_hidden, *(absent[name].to_pylist() for name in ("rel_path", "error_class"))), pa.bool_())
+
+
+class UniqueNames:
+    """Give each image of an input a name that no earlier image of the input has.
+
+    Two shard members of the same name would become two rows of one image. The first member is processed. The later ones are
+    rejected, each under a unique name.
+    """
+
+    def __init__(self, prefix: str | None) -> None:
+        self.prefix = prefix
+        self.ids: set[bytes] = set()
+        """image_id of all images, 16 bytes each."""
+        self.repeats: Counter[str] = Counter()
+
+    def add(self, image: ListedImage) -> tuple[bytes, ListedImage]:
+        """Return the 16 bytes of an image_id, and the image, which is a reject with another name if its name is taken."""
+        digest = self.digest(image.rel_path)
+        if digest in self.ids:
+            problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
+            self.repeats[image.rel_path] += 1
+            number = self.repeats[image.rel_path] if image.offset is None else image.offset
+            unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
+            image = replace(image, rel_path=unique_name, problem=problem)
+            digest = self.digest(unique_name)
+        self.ids.add(digest)
+        return digest, image
+
+    def digest(self, name: str) -> bytes:
+        """Return the image_id of a name within the input as 16 bytes."""
+        return bytes.fromhex(image_id(name_in_output(name, self.prefix)))
 
 
 def build_references(
@@ -227,29 +259,15 @@ def build_references(
     """
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
-    seen_ids: set[bytes] = set()
-    repeats: Counter[str] = Counter()
+    names = UniqueNames(prefix)
     last_log = time.monotonic()
     iterator: Iterator[ListedEntry] = iter(listed)
     while entries := list(islice(iterator, ENTRIES_PER_CHUNK)):
-        images = [entry for entry in entries if isinstance(entry, ListedImage)]
+        named = [names.add(entry) for entry in entries if isinstance(entry, ListedImage)]
+        images = [image for _, image in named]
         ignored.update(kind for kind in entries if isinstance(kind, str))
-        ids = [image_id(name_in_output(image.rel_path, prefix)) for image in images]
-        for index, image in enumerate(images):
-            digest = bytes.fromhex(ids[index])
-            if digest in seen_ids:
-                # Two shard members of the same name would become two rows of one image. The first member is processed. The
-                # later ones are rejected, each under a unique name.
-                problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
-                repeats[image.rel_path] += 1
-                number = repeats[image.rel_path] if image.offset is None else image.offset
-                unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
-                images[index] = replace(image, rel_path=unique_name, problem=problem)
-                ids[index] = image_id(name_in_output(unique_name, prefix))
-                digest = bytes.fromhex(ids[index])
-            seen_ids.add(digest)
         columns = {
-            "image_id": ids,
+            "image_id": [digest.hex() for digest, _ in named],
             "version": [version(image.etag) for image in images],
             "rel_path": [name_in_output(image.rel_path, prefix) for image in images],
             "source_uri": [source_uri(image, source) for image in images],
@@ -261,7 +279,7 @@ def build_references(
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
         if time.monotonic() - last_log > LOG_SECONDS:
             last_log = time.monotonic()
-            log.info("listed %d images and %d other files so far", len(seen_ids), ignored.total())
+            log.info("listed %d images and %d other files so far", len(names.ids), ignored.total())
     return pa.concat_tables(chunks), ignored
 
 

@@ -26,6 +26,8 @@ class Entry:
     """The store's etag, or size and mtime in nanoseconds on a local disk."""
     problem: str | None = None
     """Why the object cannot be read."""
+    is_link: bool = False
+    """Whether an object with a problem is a link, whose target may be a folder."""
 
 
 def local_etag(status: os.stat_result) -> str:
@@ -93,7 +95,7 @@ def local_files(root: str, base: str, skips: Callable[[str], bool] | None = None
                 except OSError as e:
                     if not isinstance(e, FileNotFoundError) or os.path.lexists(prefix + name):
                         problem = f"a broken link or unreadable file: {e.strerror}"
-                        yield Entry(relative_prefix + name, 0, "unreadable", problem)
+                        yield Entry(relative_prefix + name, 0, "unreadable", problem, os.path.islink(prefix + name))
                     continue
                 is_regular = stat.S_ISREG(status.st_mode)
                 yield Entry(relative_prefix + name, status.st_size, local_etag(status), None if is_regular else NOT_A_FILE)

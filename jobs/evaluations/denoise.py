@@ -22,6 +22,7 @@ from imagemill.jobs.evaluations.evaluation import (
     temporary_folder,
 )
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.architectures.unet import UNet
 from imagemill.models.batches import pad_to_stride, to_uint8_images
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.photo_noise import add_sensor_noise, compress_as_jpeg
@@ -127,7 +128,11 @@ def denoise_float(model: Any, name: str, picture: DecodedImage, sigma: float, le
     h, w = picture.rgb.shape[:2]
     noisy = (picture.rgb + draw_noise(name, picture, sigma)) / np.float32(255)
     x = torch.from_numpy(pad_to_stride(noisy, model.stride)).permute(2, 0, 1)[None]
+    sigma_1 = None if level is None else torch.tensor([level / 255])
     with torch.inference_mode(), Precision().autocast():
-        x_hat = to_uint8_images(model(x, None if level is None else torch.tensor([level / 255])))[0, :h, :w]
+        if level is None and isinstance(model, UNet):
+            # As in a run, the padding is not part of the image.
+            sigma_1 = model.noise_level(x[..., :h, :w])
+        x_hat = to_uint8_images(model(x, sigma_1))[0, :h, :w]
     # A run converts the output of a gray image to gray.
     return np.asarray(Image.fromarray(x_hat).convert("L").convert("RGB")) if picture.is_gray else x_hat

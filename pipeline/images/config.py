@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 MAX_PIXELS = 40_000_000
 """Default limit of width × height of a source image."""
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "HEIC", "RAW")
-"""Formats that store pixels with loss, and camera raw, whose outputs do."""
+"""Formats that store pixels with loss, and camera raw, whose outputs are JPEG."""
 
 
 class ImageConfig(BaseModel):

@@ -33,6 +33,20 @@ def rescale(samples: np.ndarray, source_max: int, target_max: int) -> np.ndarray
     return (samples.astype(np.uint32) * target_max + source_max // 2) // source_max
 
 
+def expand_depth(samples: np.ndarray, bits: int) -> None:
+    """Scale unsigned samples of at most 16 bits to the full range of their dtype, in place.
+
+    Args:
+        samples: (H,W) or (H,W,C).
+        bits: bit depth of the samples.
+    """
+    source_max, dtype_max = (1 << bits) - 1, int(np.iinfo(samples.dtype).max)
+    if source_max == dtype_max:
+        return
+    for rows in row_strips(samples.shape[1], samples.shape[0]):
+        samples[rows] = rescale(samples[rows], source_max, dtype_max)
+
+
 def expand_video_range(pixels: np.ndarray, has_alpha: bool, bits: int) -> None:
     """Expand colours in video range (16 to 235 in 8 bits) to the full range, in place.
 

@@ -19,10 +19,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output import obsolete_rejects
 from imagemill.pipeline.output.compact import group_by_size
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.output_names import stays_inside
+from imagemill.pipeline.output.ownership import is_output
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges, replace_parts
 from imagemill.pipeline.output.parts import SUPERSEDED, iterate_parts, list_parts, read_part, read_replacement_notes
 from imagemill.pipeline.output.prune_selection import PENDING_SCHEMA, Selection, row_keys
@@ -56,9 +58,13 @@ def prune(output: Store, select: Callable[[], Selection], kind: Kind) -> dict[st
         The record of the prune; None if there was nothing to remove.
 
     Raises:
+        ConfigError: when no run wrote into OUTPUT.
         OutputHeld: when a run holds OUTPUT.
         StorageError: when OUTPUT cannot be read or written. The next run or prune finishes the work.
     """
+    # A lease makes a folder an output, into which runs may write.
+    if not is_output(output):
+        raise ConfigError(f"{output.url}: is not an output of imagemill: no run wrote into it. Give the OUTPUT of a run")
     with Lease(output) as lease:
         finish_interrupted_merges(output)
         finish_interrupted_prunes(output, lease.check_held)

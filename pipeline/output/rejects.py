@@ -14,7 +14,13 @@ from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.storage import Store
 
 ABSENT_SCHEMA = pa.schema(
-    [("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string()), ("rel_path", pa.string())]
+    [
+        ("image_id", pa.string()),
+        ("fence", pa.int64()),
+        ("run_id", pa.string()),
+        ("rel_path", pa.string()),
+        ("error_class", pa.string()),
+    ]
 )
 
 

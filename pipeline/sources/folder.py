@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
+from mimetypes import MimeTypes
 
 from imagemill.pipeline.sources.source import UNREADABLE_FOLDER, ListedEntry, ListedImage, escape_name
 from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_excluded_folder
@@ -44,6 +46,19 @@ MAX_KIND_CHARACTERS = 8
 def is_image_name(name: str) -> bool:
     """Return whether a file name has an image extension."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name has the extension of a usual kind of file, so that it hardly names a folder."""
+    # Emacs marks a file that is being edited with a link `.#NAME`, which has no target.
+    is_mark = os.path.basename(name).startswith(".#")
+    return is_mark or is_image_name(name) or os.path.splitext(name)[1].lower() in file_extensions()
+
+
+@cache
+def file_extensions() -> dict[str, str]:
+    """Return the extensions that Python knows, without those that a machine adds."""
+    return MimeTypes().types_map[True]
 
 
 def has_image_signature(head: bytes) -> bool:
@@ -95,25 +110,29 @@ def is_mask(image: ListedImage) -> bool:
 def classify_file(entry: Entry) -> ListedEntry:
     """Return a file of a store as a listed image, or the kind of a file that is not an image.
 
-    A folder that cannot be listed is a listed image with a problem, and a skipped folder counts as one excluded file.
+    A folder that cannot be listed is a listed image with a problem, and a skipped folder counts as one excluded file. A
+    broken link counts as such a folder, unless its name is that of a file: its target may be a folder on another disk.
     """
-    if entry.path.endswith("/") and entry.problem:
-        shown = escape_name(entry.path.rstrip("/"))
-        return ListedImage(shown, 0, entry.etag, shown, problem=f"{UNREADABLE_FOLDER}: {entry.problem}")
-    if entry.path.endswith("/") or is_excluded(entry.path):
+    path, is_broken_link = entry.path.rstrip("/"), entry.is_link and not is_file_name(entry.path)
+    is_folder = path != entry.path or is_broken_link
+    if is_excluded(entry.path) or (is_folder and (is_excluded_folder(path) or not entry.problem)):
         return EXCLUDED
+    if is_folder:
+        shown, advice = escape_name(path), ". Mount the disk of its target, or remove the link" if is_broken_link else ""
+        return ListedImage(shown, 0, entry.etag, shown, problem=f"{UNREADABLE_FOLDER}: {entry.problem}{advice}")
     if not is_image_name(entry.path):
         return file_kind(entry.path)
     return reject_unreadable(entry) or ListedImage(entry.path, entry.size, entry.etag, entry.path)
 
 
-def is_unreadable_folder(image: ListedImage) -> bool:
-    """Return whether a listed image stands for a folder that cannot be listed."""
-    return (image.problem or "").startswith(UNREADABLE_FOLDER)
+def reject_unreadable(entry: Entry, error_class: str = "BadName") -> ListedImage | None:
+    """Return the reject of an image or shard that cannot be opened or has an invalid name; None for a readable file.
 
-
-def reject_unreadable(entry: Entry) -> ListedImage | None:
-    """Return the reject of an image or shard that cannot be opened or has an invalid name; None for a readable file."""
-    shown = escape_name(entry.path)
-    problem = entry.problem if shown == entry.path else "the file name is not valid UTF-8. Rename the file"
-    return ListedImage(shown, entry.size, entry.etag, shown, problem=f"BadName: {problem}") if problem else None
+    Args:
+        entry: the file.
+        error_class: the error class of a file that cannot be opened.
+    """
+    shown, problem = escape_name(entry.path), entry.problem
+    if shown != entry.path:
+        error_class, problem = "BadName", "the file name is not valid UTF-8. Rename the file"
+    return ListedImage(shown, entry.size, entry.etag, shown, problem=f"{error_class}: {problem}") if problem else None

@@ -9,11 +9,11 @@ from itertools import chain
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 from imagemill.pipeline.sources import manifest
-from imagemill.pipeline.sources.folder import attach_masks, classify_file, is_unreadable_folder
+from imagemill.pipeline.sources.folder import attach_masks, classify_file
 from imagemill.pipeline.sources.selection import Selection
 from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
 from imagemill.pipeline.sources.shard_index import index_shard
-from imagemill.pipeline.sources.source import ListedEntry, ListedImage, SourceConfig
+from imagemill.pipeline.sources.source import CONTAINER_CLASSES, ListedEntry, ListedImage, SourceConfig
 from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_excluded_folder
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
@@ -126,11 +126,22 @@ def select_images(entries: Iterator[ListedEntry], selection: Selection) -> Itera
     if not selection:
         return entries
 
-    def is_selected(image: ListedImage) -> bool:
-        is_container = is_unreadable_folder(image) or (image.rel_path == image.path and shard_format(image.path))
-        return (selection.may_enter if is_container else selection.has_image)(image.rel_path)
+    def is_read(entry: ListedEntry) -> bool:
+        return isinstance(entry, str) or is_selected(selection, entry.rel_path, entry.error_class)
 
-    return (entry if isinstance(entry, str) or is_selected(entry) else EXCLUDED for entry in entries)
+    return (entry if is_read(entry) else EXCLUDED for entry in entries)
+
+
+def is_selected(selection: Selection, name: str, error_class: str | None) -> bool:
+    """Return whether an image is selected, or for the reject of a folder or shard, whether images in it may be.
+
+    Args:
+        selection: the patterns.
+        name: rel_path of the image, folder or shard.
+        error_class: why it is a reject; None for an image that can be read.
+    """
+    is_container = error_class in CONTAINER_CLASSES or shard_format(name) is not None
+    return selection.may_enter(name) if is_container else selection.has_image(name)
 
 
 def find_images(source: Input, names: set[str], output: Store) -> list[ListedImage]:

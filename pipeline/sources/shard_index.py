@@ -54,7 +54,7 @@ def index_shard(
     Returns:
         The images, and the kind of each other member. A shard that its store cannot deliver is one rejected image.
     """
-    if rejected := reject_unreadable(shard):
+    if rejected := reject_unreadable(shard, UNREADABLE_SHARD):
         return [rejected]
     identity = f"{shard.path}\n{config.reading}"
     path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"

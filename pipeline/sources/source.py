@@ -17,6 +17,9 @@ UNREADABLE_SHARD = "UnreadableShard"
 UNREADABLE_FOLDER = "UnreadableFolder"
 """Error class of a folder that cannot be listed. Every run tries to list it."""
 
+CONTAINER_CLASSES = frozenset({UNREADABLE_FOLDER, UNREADABLE_SHARD, "CutShard", "BadShard", "UnreadColumn"})
+"""Error classes of folders and shards that could not be read, or not to their end, so images in them may not be listed."""
+
 SHARD_CHANGED = "ShardChanged"
 """Error class of a shard member whose bytes differ from the digest in the index of the shard."""
 
@@ -97,13 +100,19 @@ class ListedImage:
     """JSON object of columns or sidecar files, for the column `extra`."""
 
     @property
-    def hides_images(self) -> bool:
-        """Whether this is the reject of a folder or shard that could not be read, so that images in it are not listed."""
-        return (self.problem or "").startswith((UNREADABLE_FOLDER, UNREADABLE_SHARD))
+    def error_class(self) -> str | None:
+        """The class of `problem`; None for a readable image."""
+        return split_problem(self.problem)[0] if self.problem else None
 
 
 ListedEntry = ListedImage | str
 """An image, or the kind of a file or member that is not an image. Such files are counted and not read."""
+
+
+def split_problem(problem: str) -> tuple[str, str]:
+    """Return the error class and the reason of a `ListedImage.problem`."""
+    error_class, _, why = problem.partition(": ")
+    return error_class, why
 
 
 def escape_name(name: str) -> str:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imagemill.jobs.evaluate import build_card_entry, build_record, evaluate, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
 from imagemill.jobs.evaluations.colorize import compare_hues
-from imagemill.jobs.evaluations.denoise import draw_noise
+from imagemill.jobs.evaluations.denoise import denoise_float, draw_noise
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -18,6 +19,8 @@ from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.images.encode import encode_image
+from tests.support.jpegs import crop_photo
 from tests.support.tiny_models import TINY
 
 
@@ -79,6 +82,20 @@ def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsy
     assert [entry["set"] for entry in card.metrics] == ["photos"]
     assert card.metrics[0]["headline"] == evaluation.measured[0].headline
     checkpoint.read_weights(folder, card)
+
+
+def test_evaluate_denoise_estimates_float_noise_without_padding():
+    """Padded to multiples of 8, the image has rows and columns that repeat and look like less noise."""
+    model = checkpoint.build(*checkpoint.read("denoise-small"))
+    levels = []
+    forward = model.forward
+    model.forward = lambda x, sigma_1: levels.append(float(sigma_1) * 255) or forward(x, sigma_1)
+    picture = decode_image(encode_image(Image.fromarray(crop_photo(129, 97)).convert("L"), "PNG"))
+    denoise_float(model, "a", picture, 25, None)
+    noisy = (picture.rgb + draw_noise("a", picture, 25)) / np.float32(255)
+    alone = float(model.noise_level(torch.from_numpy(noisy).permute(2, 0, 1)[None])) * 255
+    assert levels == [pytest.approx(alone)]
+    assert alone == pytest.approx(25, abs=1.5)
 
 
 def test_evaluate_denoise_measures_the_noise_of_photos(photos, tmp_path):

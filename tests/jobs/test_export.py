@@ -371,6 +371,18 @@ def test_export_keeps_one_that_just_finished(digits: Store, tmp_path: Path, monk
     assert len(read_latents(dest.url).numpy()) == COUNT
 
 
+def test_removed_is_null_for_runs_without_config(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    """The input of such a run is not known, so its images may still exist."""
+    output = compressed(tmp_path, pieces)
+    (tmp_path / "in/3.png").unlink()
+    for path in (tmp_path / "out/runs").glob("*/config.yaml"):
+        path.unlink()
+    record = export(output, Store(str(tmp_path / "export")))
+    assert record["removed"] is None
+    assert "config.yaml: missing" in record["inputs_not_listed"][0]
+    assert pq.read_table(tmp_path / "export/latents")["removed"].null_count == COUNT
+
+
 def test_removed_is_null_without_a_listed_input(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces)
     (tmp_path / "in").rename(tmp_path / "moved")

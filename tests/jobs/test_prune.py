@@ -1,7 +1,9 @@
 """Test `imagemill prune`: what goes, what stays, and what a kill leaves."""
 
+import io
 import logging
 import shutil
+import tarfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagemill.jobs.prune import show_prune
+from imagemill.jobs.prune import select_rows, show_prune
+from imagemill.jobs.removed import list_sources
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import SUPERSEDED, list_parts, read_parts
 from imagemill.pipeline.output.prune import prune
@@ -25,8 +29,11 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.parquet_part import parquet_bytes
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below
+from tests.support.image_files import encode_as
+from tests.support.shards import shard
 
 PATHS = ["anna/0.png", "anna/1.png", "anna/broken.png", "ben/0.png", "ben/1.png"]
 
@@ -183,6 +190,114 @@ def test_prune_refuses_what_it_cannot_know(place, crops, capsys):
     with Lease(output), pytest.raises(OutputHeld):
         show_prune(output, paths=["anna/*"], yes=True)
     assert len(set(paths_of(output))) == 5
+
+
+def test_prune_counts_every_reading_of_an_input(tmp_path, crops):
+    """Two runs name the same images in two ways. Both names are in the input."""
+    write_images(tmp_path / "in", crops)
+    (tmp_path / "in/list.csv").write_text("path,id\nben/0.png,x\n")
+    config = config_of(tmp_path, prefix="north").model_copy(update={"input": f"{tmp_path}/in/list.csv"})
+    for key in ("id", None):
+        run(config.model_copy(update={"source": SourceConfig(key=key)}))
+    output = Store(config.output)
+    assert (len(paths_of(output)), len(select_rows(output, "gone", (), ()).rows)) == (2, 0)
+
+
+def test_prune_keeps_members_of_unread_shards(tmp_path, crops):
+    photos = [encode_rgb(crop, "PNG") for crop in crops[:2]]
+    shard(tmp_path / "in/s.tar", {"0.png": photos[0], "1.png": photos[1]})
+    pq.write_table(pa.table({"image": photos}), tmp_path / "in/t.parquet")
+    run(config_of(tmp_path))
+    output, whole = Store(f"{tmp_path}/out"), (tmp_path / "in/s.tar").read_bytes()
+
+    def refuse(problem: str) -> None:
+        with pytest.raises(StorageError, match=rf"{problem}.*would count as gone"):
+            select_rows(output, "gone", (), ())
+
+    (tmp_path / "in/s.tar").write_bytes(whole[:1100])
+    refuse("s.tar: CutShard: ")
+    (tmp_path / "in/s.tar").write_bytes(b"PK" + whole)
+    refuse("s.tar: BadShard: ")
+    (tmp_path / "in/s.tar").unlink()
+    (tmp_path / "in/s.tar").symlink_to(tmp_path / "disk/s.tar")
+    refuse("s.tar: UnreadableShard: a broken link")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/s.tar").write_bytes(whole)
+    assert len(select_rows(output, "gone", (), ()).rows) == 0
+    pq.write_table(pa.table({"left": photos, "right": photos}), tmp_path / "in/t.parquet")
+    refuse("t.parquet: UnreadColumn: ")
+
+
+def test_prune_knows_that_an_input_moved_back(place):
+    """The former place of a moved input may be missing, unless a later run found the images there again."""
+    source, other, output = place / "in", place / "other", Store(f"{place}/out")
+    config = config_of(place, params={"sigma": 50}, allow_new_input=True)
+    source.rename(other)
+    assert run(config.model_copy(update={"input": str(other)}))["planned"] == 0
+    assert list_sources(output).problems == []
+    other.rename(source)
+    run(config)
+    assert (list_sources(output).problems, list_sources(output).empty_inputs) == ([], [])
+    source.rename(place / "not mounted")
+    assert list_sources(output).problems == [f"input {source}: does not exist. Check the path"]
+
+
+def test_prune_tells_moves_of_prefixes_apart(tmp_path, crops):
+    """The former place of one prefix is the present place of another."""
+    north, south, output = tmp_path / "north", tmp_path / "south", Store(f"{tmp_path}/out")
+    for folder, crop in ((north, crops[0]), (south, crops[1])):
+        folder.mkdir()
+        Image.fromarray(crop).save(folder / "0.png")
+    config = config_of(tmp_path, allow_new_input=True)
+    run(config.model_copy(update={"input": str(north), "prefix": "north"}))
+    north.rename(tmp_path / "moved")
+    run(config.model_copy(update={"input": f"{tmp_path}/moved", "prefix": "north"}))
+    south.rename(north)
+    run(config.model_copy(update={"input": str(north), "prefix": "south"}))
+    assert list_sources(output).problems == []
+    north.rename(tmp_path / "not mounted")
+    assert list_sources(output).problems == [f"input {north}: does not exist. Check the path"]
+
+
+def test_prune_leaves_a_folder_of_the_user_alone(tmp_path):
+    """A lease would make the folder an output, into which a run may write."""
+    output = Store(f"{tmp_path}/user")
+    output.write("results/notes.txt", b"of the user")
+    for kind in ({"paths": ["*"]}, {"old_versions": True}, {}):
+        with pytest.raises(ConfigError, match="no run wrote into it"):
+            show_prune(output, **kind, yes=True)
+    assert files_below(tmp_path).keys() == {"user/results/notes.txt"}
+
+
+def test_prune_keeps_rejects_of_repeated_names(tmp_path, crops, capsys):
+    """The second member of a name is a reject under another name, and stays in the input."""
+    (tmp_path / "in").mkdir()
+    picture = encode_as(crops[0], "PNG")
+    with tarfile.open(tmp_path / "in/shard.tar", "w") as archive:
+        for _ in range(2):
+            member = tarfile.TarInfo("a.png")
+            member.size = len(picture)
+            archive.addfile(member, io.BytesIO(picture))
+    assert run(config_of(tmp_path))["reasons"] == {"DuplicateName": 1}
+    show_prune(Store(f"{tmp_path}/out"))
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_prune_needs_the_config_of_each_run(place, crops):
+    """Images of a run that left no config may be in an input that nobody remembers."""
+    output = Store(f"{place}/out")
+    write_images(place / "in2/other", crops)
+    other = run(config_of(place).model_copy(update={"input": f"{place}/in2"}))
+    shutil.rmtree(place / "out/runs" / other["run_id"])
+    before = paths_of(output)
+    problem = rf"runs/{other['run_id']}/config.yaml: missing, .* would count as gone\. To remove .* --path"
+    with pytest.raises(StorageError, match=problem):
+        show_prune(output, yes=True)
+    assert paths_of(output) == before
+    show_prune(output, paths=["other/*"], yes=True)
+    shutil.rmtree(place / "in/anna")
+    show_prune(output, yes=True)
+    assert set(paths_of(output)) == set(PATHS[3:])
 
 
 class Killed(BaseException):

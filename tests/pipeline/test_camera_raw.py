@@ -8,6 +8,7 @@ import pytest
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.orientation import TO_STORED_ORIENTATION
+from imagemill.pipeline.images.readers.signatures import identify_format
 from tests.support.camera_raw import dng_file
 from tests.support.heifs import corners, quadrants
 from tests.support.sample_images import decode_error_class
@@ -67,4 +68,5 @@ def test_camera_raw_without_library_names_the_extra(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_camera_raw_of_any_camera_is_recognised(head: bytes) -> None:
+    assert identify_format(head + bytes(500)) == "RAW"
     assert decode_error_class(head + bytes(500)) in ("BrokenImage", "UnsupportedFormat")

@@ -1,5 +1,6 @@
 """HEIC: orientation, colours, depth, transparency, several images, damage, and limits before decoding."""
 
+import struct
 import sys
 
 import numpy as np
@@ -10,7 +11,8 @@ from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.orientation import TO_STORED_ORIENTATION
-from tests.support.exact_writers import box
+from imagemill.pipeline.images.readers.heif_items import read_items
+from tests.support.exact_writers import box, clap
 from tests.support.heifs import (
     COLOURS,
     HEIGHT,
@@ -112,13 +114,73 @@ def test_heic_grid_is_decoded() -> None:
     assert (decoded.rgb.shape, decoded.icc, decoded.frames) == ((2 * WIDTH, HEIGHT, 3), "converted", 1)
 
 
+def test_heic_grid_is_described_by_its_own_tiles() -> None:
+    """Other images of the file, such as a gain map, may come first."""
+    for name in ("gray", "deep"):
+        whole = Picture(grid(2, 1, 2 * WIDTH, HEIGHT), (size(2 * WIDTH, HEIGHT),), b"grid", tiles=(3, 4))
+        tile = picture(is_hidden=True)
+        decoded = decode_image(heif_file(picture(name), whole, tile, tile, primary=2))
+        assert (decoded.is_gray, decoded.bit_depth) == (False, 8)
+        assert_close(decoded.rgb[:, :WIDTH], COLOURS)
+
+
+def test_heic_overlay_is_decoded_up_to_8_bits() -> None:
+    """The tiles of its grid say how many bits it has. libheif decodes more than 8 bits to wrong pixels."""
+    whole = Picture(grid(1, 1, WIDTH, HEIGHT), (size(),), b"grid", tiles=(4,), is_hidden=True)
+    content = bytes(10) + struct.pack(">4H", WIDTH, HEIGHT, 0, 0)
+    overlay = Picture(content, (size(),), b"iovl", tiles=(3,))
+    assert_close(decode_image(heif_file(picture(), overlay, whole, picture(is_hidden=True), primary=2)).rgb, COLOURS)
+    deep = heif_file(picture(), overlay, whole, picture("deep", is_hidden=True), primary=2)
+    with pytest.raises(ImageError, match="overlay") as raised:
+        decode_image(deep)
+    assert raised.value.error_class == "UnsupportedFormat"
+
+
+def test_heic_profile_of_a_gain_map_is_not_applied() -> None:
+    auxiliary = full_box(b"auxC", b"urn:com:apple:photo:2020:aux:hdrgainmap\0")
+    gain_map = picture("gray", auxiliary, box(b"colr", b"prof" + rgb_profile(DISPLAY_P3)), auxiliary_to=1)
+    avif = encode_as(Image.fromarray(quadrants(HEIGHT, WIDTH)), "AVIF", quality=100, subsampling="4:4:4")
+    at = avif.index(b"av1C") - 4
+    base = Picture(avif[avif.index(b"mdat") + 4 :], (size(), avif[at : at + 12]), b"av01")
+    for data in (heif_file(picture(), gain_map), heif_file(base, gain_map, brand=b"avif")):
+        decoded = decode_image(data)
+        assert (decoded.icc, decoded.frames) == ("none", 1)
+        assert_close(decoded.rgb, COLOURS)
+
+
+def test_heic_crop_is_applied_or_rejected() -> None:
+    decoded = decode_image(heif_file(picture("colour", clap(48, 32, 24, 16, (WIDTH, HEIGHT)), *turn(2))))
+    assert (decoded.orig_width, decoded.orig_height) == (48, 32)
+    assert_close(decoded.rgb[::-1, ::-1], COLOURS)
+    with pytest.raises(ImageError, match=r"^HEIF: the clean aperture \(clap\) is not inside the image") as raised:
+        decode_image(heif_file(picture("colour", clap(WIDTH + 2, HEIGHT, -1, 0, (WIDTH, HEIGHT)))))
+    assert raised.value.error_class == "BrokenImage"
+    with pytest.raises(ImageError, match=r"^HEIF with a crop \(clap\) after a rotation") as raised:
+        decode_image(heif_file(picture("colour", *turn(1), clap(48, 32, 8, 32, (HEIGHT, WIDTH)))))
+    assert raised.value.error_class == "UnsupportedFormat"
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "value"), [("deep", 17, 3), ("deep", 17, 6), ("colour", 17, 2), ("colour", 16, 0)]
+)
+def test_heic_depth_is_that_of_the_coded_picture(name: str, offset: int, value: int) -> None:
+    """A changed bit in the decoder configuration would darken the picture, or take its colours."""
+    content, configuration = load(name)
+    at = 8 + offset
+    changed = configuration[:at] + bytes([configuration[at] & 0xF8 | value]) + configuration[at + 1 :]
+    with pytest.raises(ImageError, match=r"decoder configuration \(hvcC\)") as raised:
+        decode_image(heif_file(Picture(content, (size(), changed))))
+    assert raised.value.error_class == "BrokenImage"
+
+
 def exp_golomb(value: int) -> str:
     return "0" * ((value + 1).bit_length() - 1) + f"{value + 1:b}"
 
 
 def configuration_of(width: int, height: int) -> bytes:
     """Return a decoder configuration that declares the size of a coded picture."""
-    bits = "0" * 4 + "000" + "1" + "0" * 96 + exp_golomb(0) + exp_golomb(1) + exp_golomb(width) + exp_golomb(height) + "1"
+    bits = "0" * 4 + "000" + "1" + "0" * 96 + exp_golomb(0) + exp_golomb(1) + exp_golomb(width) + exp_golomb(height)
+    bits += "0" + exp_golomb(0) + exp_golomb(0) + "1"
     bits = bits.ljust(-(-len(bits) // 8) * 8, "0")
     unit = b"\x42\1" + int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\0\0", b"\0\0\3")
     _, configuration = load("colour")
@@ -162,6 +224,36 @@ def test_heic_without_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         decode_image(heif_file(picture()))
     assert raised.value.error_class == "MissingExtra"
     assert "pip install 'imagemill[heif]'" in str(raised.value)
+
+
+def test_heic_of_countless_extents_is_read_at_once() -> None:
+    """Extents without an offset and a length take no bytes of the file, so a small file could declare millions."""
+    locations = b"".join(struct.pack(">HHH", number, 0, 65_535) for number in range(200))
+    location_box = full_box(b"iloc", struct.pack(">BBH", 0, 0, 200) + locations)
+    items = read_items(full_box(b"meta", location_box))
+    assert sum(len(item.extents) for item in items.by_id.values()) <= 200
+
+
+@pytest.mark.parametrize(
+    ("box_type", "entry", "changed"),
+    [(b"iloc", b"\0\1\0\0\0\1", b"\0\1\0\0\xff\xff"), (b"ipma", b"\0\0\0\1\0\1\2", b"\0\0\0\1\0\1\xff")],
+)
+def test_heic_entries_beyond_their_box_are_not_read(box_type: bytes, entry: bytes, changed: bytes) -> None:
+    data = heif_file(picture())
+    at = data.index(entry, data.index(box_type))
+    with pytest.raises(ImageError, match=f"HEIF: the box {box_type.decode()} is truncated") as raised:
+        decode_image(data[:at] + changed + data[at + len(entry) :])
+    assert raised.value.error_class == "BrokenImage"
+
+
+@pytest.mark.parametrize("kind", [b"av01", b"vvc1"])
+def test_heif_whose_primary_image_has_another_codec(kind: bytes) -> None:
+    """The other image of the file, which can be decoded, is not returned instead."""
+    primary = Picture(load("colour")[0], (size(),), kind)
+    for pictures, number in (((primary, picture("gray")), 1), ((picture("gray"), primary), 2)):
+        with pytest.raises(ImageError, match="HEIF whose primary image is not coded in HEVC") as raised:
+            decode_image(heif_file(*pictures, primary=number))
+        assert raised.value.error_class == "UnsupportedFormat"
 
 
 def test_heif_of_another_codec_is_unsupported() -> None:

@@ -24,7 +24,7 @@ def places(tmp_path: Path, crops: list[np.ndarray]) -> tuple[Path, Store]:
     return tmp_path / "in", Store(str(tmp_path / "out"))
 
 
-def run_denoise(source: Path, output: Store, **options: object) -> dict:
+def run_denoise(source: Path, output: Store, /, **options: object) -> dict:
     return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **options))
 
 
@@ -106,3 +106,22 @@ def test_obsolete_rejects_ignore_unreadable_shards(places, crops, monkeypatch):
     monkeypatch.setattr("imagemill.pipeline.sources.tar.open_decompressed", raise_permission_error)
     run_denoise(source, output)
     assert read_waiting_paths(output) == {"s.tar", "s.tar/1.png"}
+
+
+def test_obsolete_rejects_ignore_cut_and_missing_shards(places, crops):
+    source, output = places
+    shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
+    run_denoise(source, output)
+    whole = (source / "s.tar").read_bytes()
+    (source / "s.tar").write_bytes(whole[:512])
+    assert run_denoise(source, output)["reasons"] == {"CutShard": 1}
+    assert read_waiting_paths(output) == {"s.tar", "s.tar/1.png"}
+    # The disk that holds the shard is not mounted.
+    (source / "s.tar").unlink()
+    (source / "s.tar").symlink_to(source.parent / "disk/s.tar")
+    assert run_denoise(source, output)["reasons"] == {"UnreadableShard": 1}
+    assert read_waiting_paths(output) == {"s.tar", "s.tar/1.png"}
+    (source.parent / "disk").mkdir()
+    (source.parent / "disk/s.tar").write_bytes(whole)
+    run_denoise(source, output, source={"include": ["*.png"]})
+    assert read_waiting_paths(output) == {"s.tar/1.png"}

@@ -16,7 +16,7 @@ from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
-from tests.support.shards import images, pictures, rows
+from tests.support.shards import images, listed, pictures, rows
 
 ADVICE = "Give this user permission to read and enter the folder, or move the folder away"
 
@@ -67,6 +67,28 @@ def test_listing_names_a_folder_without_permission(user):
         build_plan(resolve(config))
     with pytest.raises(StorageError, match=f"{user}/private: cannot be listed: Permission denied. Give this user"):
         images(user / "private")
+
+
+def test_broken_link_may_be_a_folder(user):
+    """A link to a folder cannot be told from other links while its target cannot be reached."""
+    inside, outside = user / "in", user / "outside"
+    Store(str(user)).write("outside/photos/St.Gallen/a.jpg", b"1")
+    Store(str(user)).write("in/b.jpg", b"1")
+    for name, target in (("St.Gallen", outside / "photos/St.Gallen"), ("disk", "/nowhere/disk"), ("caption.txt", "/nowhere"),
+                         (".#edited", "someone@host.1234"), ("@eaDir", "/nowhere")):  # fmt: skip
+        (inside / name).symlink_to(target)
+    reached = {"b.jpg": None, "St.Gallen/a.jpg": None}
+    advice = "Mount the disk of its target, or remove the link"
+    missing = f"UnreadableFolder: a broken link or unreadable file: No such file or directory. {advice}"
+    assert {name: image.problem for name, image in images(inside).items()} == reached | {"disk": missing}
+    (outside / "photos").chmod(0)
+    denied = missing.replace("No such file or directory", "Permission denied")
+    assert {name: image.problem for name, image in images(inside).items()} == {
+        "b.jpg": None, "St.Gallen": denied, "disk": missing
+    }  # fmt: skip
+    (outside / "photos").chmod(0o755)
+    assert images(inside, exclude=["disk"]).keys() == reached.keys()
+    assert sorted(entry for entry in listed(inside) if isinstance(entry, str)) == ["excluded", "other", "txt"]
 
 
 def test_unreadable_folder_is_one_reject(album, monkeypatch, caplog, capsys):

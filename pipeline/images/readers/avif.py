@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace, parse_cicp
-from imagemill.pipeline.images.errors import unsupported_format
 from imagemill.pipeline.images.orientation import STORED, find_orientation
 from imagemill.pipeline.images.readers.boxes import Box, find_box, iterate_boxes
-from imagemill.pipeline.images.readers.heif_items import is_turned, parse_clean_aperture, read_items, turn
+from imagemill.pipeline.images.readers.heif_items import read_clean_aperture, read_items, turn
 from imagemill.pipeline.images.readers.pillow import copy_metadata, open_with_pillow
 from imagemill.pipeline.images.readers.reader import StoredImage
-from imagemill.pipeline.images.samples import rescale, row_strips
+from imagemill.pipeline.images.samples import expand_depth
 
 SAMPLE_ENTRY_BYTES = 78
 """Bytes of the fields in a video track's sample entry, before its boxes."""
@@ -68,9 +67,7 @@ def read_properties(data: bytes) -> Properties:
         elif box_type == b"colr":
             read_colours(data, start, end, properties)
         elif box_type == b"clap":
-            if is_turned(properties.upright):
-                raise unsupported_format("AVIF with a crop (clap) after a rotation")
-            properties.crop = parse_clean_aperture(struct.unpack_from(">8i", data, start), *size)
+            properties.crop = read_clean_aperture(data, start, size, properties.upright)
         else:
             properties.upright = turn(properties.upright, (box_type, start, end), data)
     properties.orientation = find_orientation(properties.upright)
@@ -142,6 +139,5 @@ def decode_all_bits(data: bytes, properties: Properties) -> np.ndarray:
     if properties.crop:
         left, top, right, bottom = properties.crop
         samples = samples[top:bottom, left:right]
-    for rows in row_strips(samples.shape[1], samples.shape[0]):
-        samples[rows] = rescale(samples[rows], (1 << properties.bits) - 1, 65535)
+    expand_depth(samples, properties.bits)
     return samples

@@ -1,7 +1,7 @@
 """HEIC: libheif decodes through pi-heif-decoder, an optional library without encoders; boxes of the file say the rest.
 
 libheif applies crops, rotations and mirrors. The orientation in EXIF repeats them and is ignored. Gain maps, depth maps
-and thumbnails are left alone. Boxes follow ISO/IEC 14496-12, 14496-15 and 23008-12, parameter sets ITU-T H.265.
+and thumbnails are not decoded. Boxes follow ISO/IEC 14496-12, 14496-15 and 23008-12, parameter sets ITU-T H.265.
 """
 
 import io
@@ -17,13 +17,20 @@ from imagemill.pipeline.images.orientation import STORED, TO_STORED_ORIENTATION,
 from imagemill.pipeline.images.readers.bits import BitReader
 from imagemill.pipeline.images.readers.boxes import find_box
 from imagemill.pipeline.images.readers.extras import import_extra
-from imagemill.pipeline.images.readers.heif_items import Items, parse_clean_aperture, read_derived_size, read_items, turn
+from imagemill.pipeline.images.readers.heif_items import (
+    OVERLAY,
+    Items,
+    read_clean_aperture,
+    read_derived_size,
+    read_items,
+    turn,
+)
 from imagemill.pipeline.images.readers.reader import StoredImage
-from imagemill.pipeline.images.samples import rescale, row_strips
+from imagemill.pipeline.images.samples import expand_depth
 
 HEVC_CONFIGURATION = b"hvcC"
 SEQUENCE_PARAMETER_SET = 33
-"""The type of the NAL unit that declares the size of a coded picture."""
+"""The type of the NAL unit that declares size and depth of a coded picture."""
 CODED_BLOCK = 64
 """The largest side of a coding block. Coded sizes are padded to blocks."""
 
@@ -58,15 +65,19 @@ def read_properties(data: bytes, items: Items) -> Properties:
             properties.size = struct.unpack_from(">II", data, start + 4)  # type: ignore[assignment]
             declared.append(properties.size)
         elif box_type == HEVC_CONFIGURATION:
-            properties.bits = (data[start + 17] & 7) + 8
-            properties.is_gray = data[start + 16] & 3 == 0
+            chroma_format, properties.bits = data[start + 16] & 3, (data[start + 17] & 7) + 8
+            properties.is_gray = chroma_format == 0
+            # libheif takes the depth from the configuration, libde265 from the parameter set.
+            for coded in read_parameter_sets(data[start:end]):
+                if (coded.chroma_format, coded.bits) != (chroma_format, properties.bits):
+                    raise broken_image("HEIC: the decoder configuration (hvcC) disagrees with the coded picture")
         elif box_type == b"colr" and data[start : start + 4] in (b"prof", b"rICC"):
             properties.profile = data[start + 4 : end]
         elif box_type == b"colr" and data[start : start + 4] == b"nclx":
             code_points = struct.unpack_from(">HH", data, start + 4)
             properties.colour_space, properties.ignored_colours = parse_cicp(*code_points)
         elif box_type == b"clap":
-            left, top, right, bottom = parse_clean_aperture(struct.unpack_from(">8i", data, start), *properties.size)
+            left, top, right, bottom = read_clean_aperture(data, start, properties.size, upright)
             properties.size = right - left, bottom - top
         else:
             upright = turn(upright, box, data)
@@ -75,6 +86,9 @@ def read_properties(data: bytes, items: Items) -> Properties:
     if not declared:
         raise broken_image("HEIC: the file declares no image")
     check_dimensions("HEIC", *properties.size)
+    if properties.bits > 8 and any(item.item_type == OVERLAY for item in (items.primary, *items.primary_tiles())):
+        # libheif 1.23.4 writes samples of two bytes into a canvas of one byte per sample.
+        raise unsupported_format("HEIC overlay (iovl) of more than 8 bits")
     properties.orientation = find_orientation(upright)
     if derived := read_derived_size(data, items.primary):
         declared.append(derived)
@@ -82,14 +96,26 @@ def read_properties(data: bytes, items: Items) -> Properties:
     width, height = (-(-side // CODED_BLOCK) * CODED_BLOCK for side in declared[0])
     for box in items.all_properties:
         if box[0] == HEVC_CONFIGURATION:
-            declared += (size for size in coded_sizes(data[box[1] : box[2]]) if size[0] * size[1] > width * height)
+            coded_sizes = (coded.size for coded in read_parameter_sets(data[box[1] : box[2]]))
+            declared += (size for size in coded_sizes if size[0] * size[1] > width * height)
     properties.largest = max(declared, key=lambda size: size[0] * size[1])
     return properties
 
 
-def coded_sizes(configuration: bytes) -> list[tuple[int, int]]:
-    """Return (width, height) of each sequence parameter set of a property `hvcC`."""
-    sizes, at = [], 23
+@dataclass
+class ParameterSet:
+    """What a sequence parameter set of HEVC says about a coded picture."""
+
+    size: tuple[int, int]
+    """(width, height), padded to blocks."""
+    chroma_format: int
+    """0 for gray."""
+    bits: int
+
+
+def read_parameter_sets(configuration: bytes) -> list[ParameterSet]:
+    """Read the sequence parameter sets of a property `hvcC`."""
+    parameter_sets, at = [], 23
     for _ in range(configuration[22]):
         unit_type = configuration[at] & 0x3F
         (count,) = struct.unpack_from(">H", configuration, at + 1)
@@ -97,13 +123,13 @@ def coded_sizes(configuration: bytes) -> list[tuple[int, int]]:
         for _ in range(count):
             (length,) = struct.unpack_from(">H", configuration, at)
             if unit_type == SEQUENCE_PARAMETER_SET:
-                sizes.append(parse_coded_size(configuration[at + 2 : at + 2 + length]))
+                parameter_sets.append(parse_parameter_set(configuration[at + 2 : at + 2 + length]))
             at += 2 + length
-    return sizes
+    return parameter_sets
 
 
-def parse_coded_size(unit: bytes) -> tuple[int, int]:
-    """Return the (width, height) of a sequence parameter set: ITU-T H.265, 7.3.2.2."""
+def parse_parameter_set(unit: bytes) -> ParameterSet:
+    """Parse a sequence parameter set: ITU-T H.265, 7.3.2.2."""
     # An encoder inserts a byte of 3 wherever data would look like a start code.
     bits = BitReader(unit[2:].replace(b"\0\0\3", b"\0\0"))
     bits.skip(4)
@@ -115,9 +141,15 @@ def parse_coded_size(unit: bytes) -> tuple[int, int]:
         for has_profile, has_level in flags:
             bits.skip(88 * has_profile + 8 * has_level)
     bits.exp_golomb()
-    if bits.exp_golomb() == 3:
+    chroma_format = bits.exp_golomb()
+    if chroma_format == 3:
         bits.skip(1)
-    return bits.exp_golomb(), bits.exp_golomb()
+    size = bits.exp_golomb(), bits.exp_golomb()
+    if bits.take(1):
+        # The conformance window is a crop.
+        for _ in range(4):
+            bits.exp_golomb()
+    return ParameterSet(size, chroma_format, bits.exp_golomb() + 8)
 
 
 def read_heic_size(stream: io.BytesIO) -> tuple[int, int]:
@@ -139,19 +171,20 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
     exif, xmp = items.read_metadata(data)
     try:
         file = heif.HeifFile(hide_metadata(data, items), convert_hdr_to_8bit=False, hdr_to_16bit=False)
-        if not len(file):
-            raise unsupported_format("HEIF without an image that is coded in HEVC")
-        image = file[file.primary_index]
+        # pi-heif leaves out images that it cannot decode, and names another image as primary then.
+        if not len(file) or not (image := file[file.primary_index]).info["primary"]:
+            raise unsupported_format("HEIF whose primary image is not coded in HEVC")
         if image.premultiplied_alpha:
             raise unsupported_format("HEIC with premultiplied opacity")
         # The samples are memory of libheif, which it releases together with `image`.
-        samples = np.asarray(image)
+        pixels = np.array(image)
     except DECODER_ERRORS as e:
         problem = " ".join(str(e).split())
         if problem.startswith("Unsupported"):
             raise unsupported_format(f"HEIC of this kind ({problem})") from None
         raise broken_image(f"libheif: {problem}") from None
-    pixels = samples.copy() if samples.dtype == np.uint8 else scale_to_uint16(samples, properties.bits)
+    if pixels.dtype == np.uint16:
+        expand_depth(pixels, properties.bits)
     return StoredImage(
         pixels=TO_STORED_ORIENTATION[properties.orientation](pixels),
         format="HEIC",
@@ -170,21 +203,13 @@ def read_heic(stream: io.BytesIO) -> StoredImage:
 
 def hide_metadata(data: bytes, items: Items) -> bytes:
     """Return the file without links from metadata to images. pi-heif crashes on metadata that are damaged."""
-    if not items.references:
+    if not items.descriptions:
         return data
     hidden = bytearray(data)
-    for _, at, _ in items.references:
+    for _, at, _ in items.descriptions:
         # The type of a box precedes its content.
         hidden[at - 4 : at] = b"skip"
     return bytes(hidden)
-
-
-def scale_to_uint16(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Scale samples of more than 8 bits to the full range of uint16."""
-    pixels = np.empty(samples.shape, np.uint16)
-    for rows in row_strips(samples.shape[1], samples.shape[0]):
-        pixels[rows] = rescale(samples[rows], (1 << bits) - 1, 65535)
-    return pixels
 
 
 def load_library() -> ModuleType:

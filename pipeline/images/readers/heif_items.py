@@ -4,19 +4,22 @@ An item is an image, a tile of one, or metadata. Properties describe an item: it
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
-from imagemill.pipeline.images.errors import broken_image
+from imagemill.pipeline.images.errors import broken_image, unsupported_format
 from imagemill.pipeline.images.orientation import STORED
-from imagemill.pipeline.images.readers.boxes import Box, find_box, iterate_boxes
+from imagemill.pipeline.images.readers.boxes import MAX_METADATA_BYTES, Box, find_box, iterate_boxes, skip_exif_offset
 
-EXIF, MIME, DESCRIBES = b"Exif", b"mime", b"cdsc"
+EXIF, MIME = b"Exif", b"mime"
+DESCRIBES, MADE_OF = b"cdsc", b"dimg"
+"""Types of references between items."""
 XMP_CONTENT_TYPE = b"application/rdf+xml\0"
-MAX_METADATA_BYTES = 4_000_000
-DERIVED_SIZE_OFFSETS = {b"grid": 4, b"iovl": 10}
+OVERLAY = b"iovl"
+DERIVED_SIZE_OFFSETS = {b"grid": 4, OVERLAY: 10}
 """By type of an item that is made of other items: the offset of its size, after a version and flags."""
 
 
@@ -32,6 +35,8 @@ class Item:
     is_xmp: bool = False
     describes: list[int] = field(default_factory=list)
     """The items whose metadata this item is."""
+    made_of: list[int] = field(default_factory=list)
+    """The items that a grid or an overlay consists of."""
 
     def read(self, data: bytes) -> bytes | None:
         """Return the content of the item; None if it has more than MAX_METADATA_BYTES."""
@@ -47,7 +52,7 @@ class Items:
     by_id: dict[int, Item] = field(default_factory=dict)
     primary_id: int = 0
     """The item that viewers show."""
-    references: list[Box] = field(default_factory=list)
+    descriptions: list[Box] = field(default_factory=list)
     """The boxes that say which item describes which."""
     all_properties: list[Box] = field(default_factory=list)
 
@@ -61,8 +66,7 @@ class Items:
         own = [item for item in self.by_id.values() if self.primary_id in item.describes]
         exif = next((content for item in own if item.item_type == EXIF and (content := item.read(data))), None)
         xmp = next((content for item in own if item.is_xmp and (content := item.read(data))), None)
-        # An offset precedes EXIF.
-        return exif and exif[4 + int.from_bytes(exif[:4], "big") :], xmp
+        return exif and skip_exif_offset(exif), xmp
 
     def primary_properties(self, of_tiles: tuple[bytes, ...]) -> list[Box]:
         """Return the properties of the primary item in their order, then those that only its tiles have.
@@ -72,10 +76,22 @@ class Items:
         """
         properties = list(self.primary.properties)
         own_types = {box_type for box_type, _, _ in properties}
+        tile_properties = [box for tile in self.primary_tiles() for box in tile.properties]
         for tile_type in of_tiles:
             if tile_type not in own_types:
-                properties += [box for box in self.all_properties if box[0] == tile_type][:1]
+                properties += [box for box in tile_properties if box[0] == tile_type][:1]
         return properties
+
+    def primary_tiles(self) -> list[Item]:
+        """Return the items that the primary item is made of. They may be grids that are made of other items."""
+        tiles: dict[int, Item] = {}
+        item_ids = list(self.primary.made_of)
+        # The list grows while the loop goes through it.
+        for item_id in item_ids:
+            if item_id not in tiles:
+                tiles[item_id] = self.by_id.get(item_id, Item())
+                item_ids += tiles[item_id].made_of
+        return list(tiles.values())
 
 
 def read_items(data: bytes) -> Items:
@@ -90,7 +106,7 @@ def read_items(data: bytes) -> Items:
         items.all_properties = list(iterate_boxes(data, container[1], container[2]))
     if properties_box := find_box(data, (b"iprp",), start, end):
         for box_type, at, stop in iterate_boxes(data, *properties_box[1:]):
-            for item_id, indices in (read_associations(data, at, stop) if box_type == b"ipma" else {}).items():
+            for item_id, indices in read_associations(data, at, stop) if box_type == b"ipma" else ():
                 known = (items.all_properties[index - 1] for index in indices if 0 < index <= len(items.all_properties))
                 items.by_id.setdefault(item_id, Item()).properties += known
     if info := find_box(data, (b"iinf",), start, end):
@@ -104,20 +120,25 @@ def read_items(data: bytes) -> Items:
     return items
 
 
-def read_associations(data: bytes, start: int, end: int) -> dict[int, list[int]]:
-    """Read the property indices of each item, from 1 on, out of a box `ipma`."""
+def read_associations(data: bytes, start: int, end: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield each item with its property indices, from 1 on, out of a box `ipma`.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the box is truncated.
+    """
     version, flags = data[start], int.from_bytes(data[start + 1 : start + 4], "big")
     (count,) = struct.unpack_from(">I", data, start + 4)
-    at, associations = start + 8, {}
+    at = start + 8
     index_bytes, id_bytes = (2 if flags & 1 else 1), (4 if version else 2)
     index_mask = 0x7FFF if index_bytes == 2 else 0x7F
-    for _ in range(min(count, end - start)):
+    for _ in range(count):
         item, entries = int.from_bytes(data[at : at + id_bytes], "big"), data[at + id_bytes]
         at += id_bytes + 1
         starts = range(at, at + index_bytes * entries, index_bytes)
-        associations[item] = [int.from_bytes(data[i : i + index_bytes], "big") & index_mask for i in starts]
         at += index_bytes * entries
-    return associations
+        if at > end:
+            raise broken_image("HEIF: the box ipma is truncated")
+        yield item, [int.from_bytes(data[i : i + index_bytes], "big") & index_mask for i in starts]
 
 
 def read_types(data: bytes, info: Box, items: Items) -> None:
@@ -134,31 +155,43 @@ def read_types(data: bytes, info: Box, items: Items) -> None:
 
 
 def read_references(data: bytes, references: Box, items: Items) -> None:
-    """Read which item describes which out of a box `iref`."""
+    """Read which item describes which, and which is made of which, out of a box `iref`."""
     _, start, end = references
     id_bytes = 4 if data[start] else 2
     for box in iterate_boxes(data, start + 4, end):
         box_type, at, stop = box
+        item = items.by_id.setdefault(int.from_bytes(data[at : at + id_bytes], "big"), Item())
+        starts = range(at + id_bytes + 2, stop - id_bytes + 1, id_bytes)
+        targets = [int.from_bytes(data[i : i + id_bytes], "big") for i in starts]
         if box_type == DESCRIBES:
-            item_id = int.from_bytes(data[at : at + id_bytes], "big")
-            starts = range(at + id_bytes + 2, stop - id_bytes + 1, id_bytes)
-            targets = [int.from_bytes(data[i : i + id_bytes], "big") for i in starts]
-            items.by_id.setdefault(item_id, Item()).describes += targets
-            items.references.append(box)
+            item.describes += targets
+            items.descriptions.append(box)
+        elif box_type == MADE_OF:
+            item.made_of += targets
 
 
 def read_locations(data: bytes, locations: Box, item_data: Box | None, items: Items) -> None:
-    """Read where each item is stored out of a box `iloc`."""
+    """Read where each item is stored out of a box `iloc`.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the box is truncated.
+    """
     _, at, end = locations
     version = data[at]
     offset_bytes, length_bytes, base_bytes, index_bytes = (
         n for byte in data[at + 4 : at + 6] for n in (byte >> 4, byte & 15)
     )
     at += 6
+    if not version:
+        index_bytes = 0
+    # Extents that take no bytes of the box are all the same, and a small box can declare millions.
+    most_extents = 65_535 if index_bytes + offset_bytes + length_bytes else 1
 
     def take(count: int) -> int:
         nonlocal at
         at += count
+        if at > end:
+            raise broken_image("HEIF: the box iloc is truncated")
         return int.from_bytes(data[at - count : at], "big")
 
     for _ in range(take(4 if version == 2 else 2)):
@@ -166,15 +199,13 @@ def read_locations(data: bytes, locations: Box, item_data: Box | None, items: It
         method = take(2) & 15 if version else 0
         take(2)
         base = take(base_bytes)
-        for _ in range(take(2)):
-            take(index_bytes if version else 0)
+        for _ in range(min(take(2), most_extents)):
+            take(index_bytes)
             begin, length = base + take(offset_bytes), take(length_bytes)
             if method == 1 and item_data:
                 begin += item_data[1]
             if method < 2:
                 item.extents.append((begin, begin + length))
-        if at > end:
-            return
 
 
 def read_derived_size(data: bytes, item: Item) -> tuple[int, int] | None:
@@ -196,17 +227,23 @@ def turn(upright: np.ndarray, box: Box, data: bytes) -> np.ndarray:
     return upright
 
 
-def is_turned(upright: np.ndarray) -> bool:
-    """Return whether STORED has been turned."""
-    return not np.array_equal(upright, STORED)
+def read_clean_aperture(data: bytes, start: int, size: tuple[int, int], upright: np.ndarray) -> tuple[int, int, int, int]:
+    """Read (left, top, right, bottom) of a property `clap`, a crop: ISO/IEC 14496-12, 12.1.4.
 
-
-def parse_clean_aperture(numbers: tuple[int, ...], width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a property `clap`: ISO/IEC 14496-12, 12.1.4.
+    Args:
+        data: the file.
+        start: where the content of the property begins.
+        size: (width, height) of the image.
+        upright: STORED, as earlier properties have turned it.
 
     Raises:
-        ImageError: with the class BrokenImage, if the rectangle is not inside the image or not aligned to pixels.
+        ImageError: with the class BrokenImage, if the rectangle is not inside the image or not aligned to pixels; with
+            the class UnsupportedFormat, if the image is turned before.
     """
+    if not np.array_equal(upright, STORED):
+        raise unsupported_format("HEIF with a crop (clap) after a rotation")
+    width, height = size
+    numbers = struct.unpack_from(">8i", data, start)
     try:
         crop_width, crop_height, x, y = (Fraction(n, d) for n, d in zip(numbers[0::2], numbers[1::2], strict=True))
     except ZeroDivisionError:
@@ -215,5 +252,5 @@ def parse_clean_aperture(numbers: tuple[int, ...], width: int, height: int) -> t
     corners = (left, top, left + crop_width, top + crop_height)
     is_inside = 0 <= left < left + crop_width <= width and 0 <= top < top + crop_height <= height
     if not is_inside or any(value.denominator != 1 for value in corners):
-        raise broken_image("AVIF: the clean aperture (clap) is not inside the image")
+        raise broken_image("HEIF: the clean aperture (clap) is not inside the image")
     return tuple(int(value) for value in corners)  # type: ignore[return-value]

@@ -1,8 +1,8 @@
 """JPEG XL: libjxl decodes through imagecodecs; header and boxes say what the samples mean.
 
 A JPEG file that was packed into a JPEG XL file is unpacked and read as JPEG, which keeps all of its metadata. imagecodecs
-returns no ICC profile. Files in XYB, the colours of the eye, need none, because libjxl converts them. The profile of
-other files is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
+returns no ICC profile. Files in XYB, a colour space of JPEG XL for lossy files, need none, because libjxl converts them.
+The profile of other files is read by pylibjxl, an optional library. Boxes follow ISO/IEC 18181-2.
 """
 
 import io
@@ -14,17 +14,16 @@ import numpy as np
 
 from imagemill.pipeline.images.colour import ColourSpace, SrgbConversion
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
-from imagemill.pipeline.images.readers.boxes import iterate_boxes
+from imagemill.pipeline.images.readers.boxes import MAX_METADATA_BYTES, iterate_boxes, skip_exif_offset
 from imagemill.pipeline.images.readers.extras import import_extra
 from imagemill.pipeline.images.readers.jpeg import read_jpeg, read_jpeg_size
 from imagemill.pipeline.images.readers.jpegxl_header import ALPHA, BLACK, CODESTREAM, Header, parse_header
 from imagemill.pipeline.images.readers.reader import StoredImage
-from imagemill.pipeline.images.samples import rescale, row_strips, to_uint8
+from imagemill.pipeline.images.samples import expand_depth, row_strips, to_uint8
 
 MAX_EXTRA_CHANNELS = 4
 """libjxl decodes each extra channel to four bytes per pixel, whether a caller wants the channel or not."""
 HEADER_BYTES = 4096
-MAX_METADATA_BYTES = 4_000_000
 CODE_OF_12_BITS = (0, 1)
 """The bits of this code in the order of the codestream."""
 WHOLE, PART = b"jxlc", b"jxlp"
@@ -46,9 +45,10 @@ def read_boxes(data: bytes) -> Boxes:
     return boxes
 
 
-def find_codestream(boxes: Boxes) -> list[tuple[int, int]]:
-    """Return where the parts of the codestream are."""
-    return boxes.get(WHOLE) or [(start + 4, end) for start, end in boxes.get(PART, ())]
+def join_codestream(data: bytes, boxes: Boxes, part_bytes: int | None = None) -> bytes:
+    """Return the codestream, with at most `part_bytes` of each of its parts."""
+    parts = boxes.get(WHOLE) or [(start + 4, end) for start, end in boxes.get(PART, ())]
+    return b"".join(memoryview(data)[start:end][:part_bytes] for start, end in parts)
 
 
 def read_header(data: bytes, boxes: Boxes) -> Header:
@@ -57,9 +57,8 @@ def read_header(data: bytes, boxes: Boxes) -> Header:
     Raises:
         ImageError: with the class BrokenImage or UnsupportedFormat.
     """
-    parts = (data[start : min(end, start + HEADER_BYTES)] for start, end in find_codestream(boxes))
     try:
-        header = parse_header(b"".join(parts))
+        header = parse_header(join_codestream(data, boxes, HEADER_BYTES))
     except ValueError as e:
         raise broken_image(f"JPEG XL: {e}") from None
     check_dimensions("JPEG XL", header.width, header.height)
@@ -91,17 +90,20 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
     if JPEG_RECONSTRUCTION in boxes and (stored := unpack_jpeg(data, header)):
         return stored
     bit_depth, is_linear = max(8, header.bits), header.is_xyb and header.has_profile
-    if is_linear:
-        data = request_12_bits(data, boxes, header)
+    picture = request_12_bits(join_codestream(data, boxes), header) if is_linear else data
     try:
-        samples = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True, numthreads=1)
+        samples = imagecodecs.jpegxl_decode(picture, index=0, keeporientation=True, numthreads=1)
     except imagecodecs.JpegxlError:
         raise broken_image("JPEG XL: the image data is damaged or truncated") from None
     has_alpha = ALPHA in header.extra_channels
     if header.is_gray and header.extra_channels and not has_alpha:
         # imagecodecs returns gray with other extra channels as planes.
         samples = samples[0]
-    pixels = scale_to_full_range(samples, header)
+    if samples.dtype.kind == "f":
+        pixels = scale_floats(samples)
+    else:
+        pixels = samples
+        expand_depth(pixels, header.bits)
     stored = StoredImage(
         pixels=convert_linear(pixels, header.is_gray) if is_linear else pixels,
         format="JPEGXL",
@@ -113,8 +115,7 @@ def read_jpegxl(stream: io.BytesIO) -> StoredImage:
         colour_space=header.colour_space,
         ignored_colours=header.ignored_colours,
     )
-    # An offset precedes EXIF.
-    stored.exif = next((exif[4 + int.from_bytes(exif[:4], "big") :] for exif in read_metadata(data, boxes, EXIF)), None)
+    stored.exif = next((skip_exif_offset(exif) for exif in read_metadata(data, boxes, EXIF)), None)
     stored.xmp = next(read_metadata(data, boxes, XMP), None)
     return stored
 
@@ -132,17 +133,16 @@ def unpack_jpeg(data: bytes, header: Header) -> StoredImage | None:
     return stored
 
 
-def request_12_bits(data: bytes, boxes: Boxes, header: Header) -> bytes:
-    """Prepare an XYB file with an ICC profile, which libjxl returns as linear sRGB, for which 8 bits are too few.
+def request_12_bits(codestream: bytes, header: Header) -> bytes:
+    """Prepare an XYB codestream with an ICC profile, which libjxl returns as linear sRGB, for which 8 bits are too few.
 
-    In an XYB file, the depth says nothing about the coded data, so the code of 8 bits can be replaced by that of 12 bits.
+    In XYB, the depth says nothing about the coded data, so the code of 8 bits can be replaced by that of 12 bits.
     """
     if header.bits != 8:
-        return data
+        return codestream
     header.bits = 12
-    position = 8 * find_codestream(boxes)[0][0] + header.bits_at
-    patched = bytearray(data)
-    for bit, value in enumerate(CODE_OF_12_BITS, position):
+    patched = bytearray(codestream)
+    for bit, value in enumerate(CODE_OF_12_BITS, header.bits_at):
         patched[bit // 8] = patched[bit // 8] & ~(1 << bit % 8) | value << bit % 8
     return bytes(patched)
 
@@ -182,21 +182,9 @@ def read_metadata(data: bytes, boxes: Boxes, kind: bytes) -> Iterator[bytes]:
                 yield bytes(imagecodecs.brotli_decode(data[start + 4 : end], out=MAX_METADATA_BYTES))
 
 
-def scale_to_full_range(samples: np.ndarray, header: Header) -> np.ndarray:
-    """Scale samples to the full range of uint8 or uint16. Floating-point samples are clipped to 0..1.
-
-    Args:
-        samples: (H,W) or (H,W,C), as imagecodecs returns them: integers of the depth of the file, or floats.
-        header: the header of the file.
-    """
-    is_float = samples.dtype.kind == "f"
-    if not is_float and header.bits in (8, 16):
-        return samples
-    dtype = samples.dtype if not is_float else np.dtype(np.uint16)
-    pixels = np.empty(samples.shape, dtype)
+def scale_floats(samples: np.ndarray) -> np.ndarray:
+    """Clip floating-point samples to 0..1, and scale them to uint16."""
+    pixels = np.empty(samples.shape, np.uint16)
     for rows in row_strips(samples.shape[1], samples.shape[0]):
-        if is_float:
-            pixels[rows] = np.round(np.clip(np.nan_to_num(samples[rows].astype(np.float32)), 0, 1) * 65535)
-        else:
-            pixels[rows] = rescale(samples[rows], (1 << header.bits) - 1, int(np.iinfo(dtype).max))
+        pixels[rows] = np.round(np.clip(np.nan_to_num(samples[rows].astype(np.float32)), 0, 1) * 65535)
     return pixels

@@ -11,7 +11,7 @@ RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7
 ALPHA, SPOT_COLOUR, BLACK, CFA = 0, 2, 3, 5
 """Types of extra channels."""
 GRAY, XYB = 1, 2
-"""Colour spaces; the others are RGB."""
+"""Colour spaces; the others are RGB. XYB models the cones of the eye (L, M, S); lossy files store their colours in it."""
 CUSTOM = 2
 D65, EQUAL_ENERGY, DCI = 1, 10, 11
 """White points."""
@@ -34,7 +34,6 @@ class Header:
     width: int
     height: int
     orientation: int = 1
-    is_animation: bool = False
     bits: int = 8
     bits_at: int = 0
     """Position of the code of `bits`, in bits from the beginning of the codestream; 0 if the header has no such code."""
@@ -43,7 +42,7 @@ class Header:
     """The type of each extra channel."""
     is_premultiplied: bool = False
     is_xyb: bool = True
-    """Whether the colours are those of the eye. The decoder then converts them to the declared colour space."""
+    """Whether the colours are stored as XYB. The decoder then converts them to the declared colour space."""
     is_gray: bool = False
     has_profile: bool = False
     """Whether an ICC profile describes the colours instead of `colour_space`."""
@@ -73,8 +72,8 @@ def parse_header(codestream: bytes) -> Header:
             read_size(bits)
         if bits.take(1):
             skip_preview(bits)
-        header.is_animation = bool(bits.take(1))
-        if header.is_animation:
+        is_animation = bits.take(1)
+        if is_animation:
             for fields in (
                 ((100, 0), (1000, 0), (1, 10), (1, 30)),
                 ((1, 0), (1001, 0), (1, 8), (1, 10)),
