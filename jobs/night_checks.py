@@ -3,17 +3,16 @@
 import concurrent.futures
 import logging
 import os
-import secrets
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 
 from imagemill.jobs.console import number, print_table, print_text
 from imagemill.jobs.night_config import NightlyConfig, NightRun, plan_night
-from imagemill.jobs.night_summary import REPORT_OWNER
 from imagemill.jobs.notification import resolve_webhook
-from imagemill.pipeline import disk
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
@@ -21,6 +20,10 @@ from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.nightly")
 CHECKS_AT_ONCE = 16
+PROBE = "imagemill-check"
+"""Object that checks whether a bucket can be written. It always has the same name: nights that are killed leave only one."""
+PROBE_CONTENT = b"imagemill wrote this object to check the bucket. The next night removes it.\n"
+"""Distinguishes the object from an object of the user."""
 CHECK_SECONDS = 60
 """How long the checks may take. A store that does not answer by then is a problem, and must not delay the first run."""
 
@@ -67,15 +70,16 @@ def log_problems(runs: list[NightRun], report: str | None) -> list[str]:
             jobs.append(job)
 
     earlier_outputs: list[Store] = []
-    newest_runs = {run.job: run for run in runs}
-    for run in newest_runs.values():
+    # Of a dated job, the last run is that of tonight. No two jobs have the same name.
+    tonight = {run.job: run for run in runs}
+    for run in tonight.values():
         source, output = (Store(str(url), run.config.storage) for url in (run.config.input, run.config.output))
         if not any(source.lies_in(earlier) for earlier in earlier_outputs):
             add(run.job, "input", run.parent or str(run.config.input), run.config.storage, input_problem)
         add(run.job, "output", str(run.config.output), run.config.storage, output_problem)
         earlier_outputs.append(output)
     if report:
-        add(REPORT_OWNER, "report", report, runs[0].config.storage, output_problem)
+        add("the night", "report", report, runs[0].config.storage, output_problem)
     pool = concurrent.futures.ThreadPoolExecutor(CHECKS_AT_ONCE)
     answers = {}
     for (key, url, storage), (jobs, check) in checks.items():
@@ -122,25 +126,30 @@ def input_problem(store: Store) -> str | None:
     objects = store.ask(request).get("Contents", [])
     filled = next((item["Key"] for item in objects if item["Size"]), None)
     if filled:
-        store.read_range(store.relative(f"{bucket}/{filled}"), 0, 1)
+        # Another program may have removed the object since it was listed.
+        with suppress(FileNotFoundError):
+            store.read_range(store.relative(f"{bucket}/{filled}"), 0, 1)
     elif prefix and not objects and store.entry("").size:
         store.read_range("", 0, 1)
     return None
 
 
 def output_problem(store: Store) -> str | None:
-    """Return why a location cannot be written. The check writes an empty file or object of a new name and removes it."""
+    """Return why a location cannot be written. The check writes a file or an object (PROBE) and removes it."""
     if store.local:
         place = next(folder for folder in (Path(store.root), *Path(store.root).parents) if os.path.lexists(folder))
         if not place.is_dir():
             return f"{place} is not a folder. Choose another location"
-        with disk.temporary_in(place) as probe:
-            probe.touch()
-        return None
+        # On most file systems, this file has no name, so a killed process leaves nothing.
+        with tempfile.TemporaryFile(dir=place):
+            return None
     bucket = store.root.partition("/")[0]
     if not Store(f"s3://{bucket}", store.config).exists():
         return f"the bucket {bucket} does not exist. Create it, or check the name and the endpoint"
-    name = f"imagemill-check-{secrets.token_hex(8)}"
-    store.write(name, b"")
-    store.delete(name)
+    with suppress(FileNotFoundError):
+        if store.read(PROBE) != PROBE_CONTENT:
+            log.warning("%s: not written by imagemill, so writing is not checked. Rename this object", store.uri(PROBE))
+            return None
+    store.write(PROBE, PROBE_CONTENT)
+    store.delete(PROBE)
     return None

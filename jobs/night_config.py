@@ -48,9 +48,9 @@ class NightlyConfig(Strict):
 
     jobs: list[dict[str, Any]] = Field(
         min_length=1,
-        description="Run these jobs in order. Each has the keys of a run and a `name`. With `config: FILE.yaml` (relative "
-        "to this file), a job takes over the keys of that file and overrides them. In a night, max_reject_fraction is "
-        f"{MAX_REJECT_FRACTION:g} and min_rejects is {MIN_REJECTS} unless a job sets them.",
+        description="Run these jobs in order. Each has the keys of a run and its own `name`. With `config: FILE.yaml` "
+        "(relative to this file), a job takes over the keys of that file and overrides them. In a night, "
+        f"max_reject_fraction is {MAX_REJECT_FRACTION:g} and min_rejects is {MIN_REJECTS} unless a job sets them.",
     )
     catch_up: int = Field(7, ge=0, le=366, description="Also check the dated inputs of this many days before tonight.")
     until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="End the night at this local time, HH:MM.")
@@ -121,11 +121,13 @@ def merge_job_configs(config: NightlyConfig, folder: Path) -> list[dict[str, Any
     """Return each job with its name and with the keys of the file that its key `config` names.
 
     Raises:
-        ConfigError: if a file cannot be read.
+        ConfigError: if two jobs have the same name, or a file cannot be read.
     """
-    jobs = []
+    jobs: list[dict[str, Any]] = []
     for number, job in enumerate(config.jobs):
         name = str(job.get("name", f"job {number + 1}"))
+        if any(name == other["name"] for other in jobs):
+            raise ConfigError(f"{name}: name={name!r}: another job has this name. Give each job its own name")
         if not isinstance(job.get("config", ""), str):
             raise ConfigError(f"{name}: config={job['config']!r}: must be the name of one file")
         values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job | {"name": name}

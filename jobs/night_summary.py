@@ -9,8 +9,6 @@ from imagemill.pipeline.errors import Deadline
 
 VERSION = 1
 """Version of the JSON object. Keys are added without a new version; a changed or removed key gets a new one."""
-REPORT_OWNER = "the night"
-"""What a problem with the place of the pages begins with, instead of the name of a job."""
 REASONS_SHOWN = 3
 """Number of error classes that the headline names."""
 RECORD_KEYS = ("run_id", "doubt", "found", "done_before", "rejects_waiting", "planned", "ok", "rejected", "reasons")
@@ -110,7 +108,8 @@ def headline(runs: list[dict[str, Any]]) -> str:
     if planned:
         text += f": {ok:,} of {number(planned, 'image')} ok"
     if rejected:
-        text += f", {rejected:,} rejected ({commonest_reasons(runs)})"
+        reasons = commonest_reasons(runs)
+        text += f", {rejected:,} rejected" + (f" ({reasons})" if reasons else "")
     return text
 
 

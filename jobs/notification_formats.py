@@ -5,11 +5,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from imagemill.jobs.night_summary import REPORT_OWNER
+from imagemill.jobs.console import number
 from imagemill.pipeline.sources.addresses import redact_secrets
 
-RUNS_SHOWN = 20
-"""Most runs that a message lists. Slack cuts long messages."""
+LINES_SHOWN = 20
+"""Most problems, and most runs, that a message lists. Slack cuts long messages."""
 REASON_CHARACTERS = 300
 
 
@@ -35,7 +35,7 @@ def escape_mrkdwn(text: str) -> str:
 
 
 def message_lines(content: dict[str, Any]) -> list[str]:
-    """Return the summary of a night in lines: the headline, a line for each run with work or a problem, the times.
+    """Return the summary of a night in lines: headline, problems with locations, runs with work or a problem, times.
 
     Args:
         content: `NightSummary.content()`.
@@ -45,23 +45,29 @@ def message_lines(content: dict[str, Any]) -> list[str]:
     # Problems come first: they must not be among the runs that are left out.
     runs.sort(key=lambda run: not run["exit_code"])
     lines = [f"imagemill, night of {began:%Y-%m-%d}: {content['headline']}"]
-    # A location of a job is in the line of its run, if the problem persists.
-    lines += [f"- {problem}" for problem in content.get("problems", ()) if problem.startswith(f"{REPORT_OWNER}: ")]
-    lines += [run_line(run) for run in runs[:RUNS_SHOWN]]
-    if len(runs) > RUNS_SHOWN:
-        lines.append(f"- and {len(runs) - RUNS_SHOWN} more runs")
+    lines += first_lines([shorten(problem) for problem in content.get("problems", ())], "more problem")
+    lines += first_lines([run_line(run) for run in runs], "more run")
     lines.append(f"from {began.isoformat(sep=' ')} to {ended.isoformat(sep=' ')}, exit code {content['exit_code']}")
     return lines + ([f"report: {content['report']}"] if "report" in content else [])
 
 
+def first_lines(lines: list[str], rest: str) -> list[str]:
+    """Return the first lines as items of a list. The last item is the number of the others and what they are."""
+    shown = [f"- {line}" for line in lines[:LINES_SHOWN]]
+    return shown + ([f"- and {number(len(lines) - LINES_SHOWN, rest)}"] if len(lines) > LINES_SHOWN else [])
+
+
+def shorten(text: str) -> str:
+    """Return a text without secrets in one line of at most REASON_CHARACTERS characters."""
+    line = " ".join(redact_secrets(text).split())
+    return line if len(line) <= REASON_CHARACTERS else line[:REASON_CHARACTERS] + "…"
+
+
 def run_line(run: dict[str, Any]) -> str:
     """Return the line of a run: its counts, how it ended, and where to read more."""
-    exit_reason = " ".join(redact_secrets(run["exit_reason"]).split())
-    if len(exit_reason) > REASON_CHARACTERS:
-        exit_reason = exit_reason[:REASON_CHARACTERS] + "…"
     code = f" (exit code {run['exit_code']})" if run["exit_code"] else ""
     counts = f"; {run['ok']:,} of {run['planned']:,} ok, {run['rejected']:,} rejected" if "ok" in run else ""
-    return f"- {run['job']}: {exit_reason}{code}{counts}; output {redact_secrets(run['output'])}"
+    return f"{run['job']}: {shorten(run['exit_reason'])}{code}{counts}; output {redact_secrets(run['output'])}"
 
 
 FORMATS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {

@@ -1,11 +1,11 @@
 """What `imagemill submit` sends to a cluster: the command of a run or of a night, its config, and the code of users."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -16,6 +16,11 @@ from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.user_code import INSTALLED, read_user_code
+
+PUBLIC_WEBHOOK = re.compile(rf"(https?://([\w.:[\]-]|{VARIABLE.pattern})*)?({VARIABLE.pattern}|[/?&=#])*", re.IGNORECASE)
+"""A webhook in which at most the host is literal."""
+PUBLIC_HEADER = re.compile(rf"([A-Za-z]+ )?({VARIABLE.pattern})+")
+"""A header in which at most the word before the token is literal: Bearer ${TOKEN}."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +106,16 @@ def check_place(key: str, place: str | None) -> None:
 
 
 def check_secrets(notify: NotifyConfig) -> None:
-    """Raise ConfigError if the notification holds a secret, which Ray's dashboard would show."""
-    advice = "Ray's dashboard would show the value. Write ${NAME}, and set the variable NAME on the cluster"
-    if notify.webhook and not VARIABLE.search(notify.webhook):
-        parts = urlsplit(notify.webhook)
-        if parts.path.strip("/") or parts.query or "@" in parts.netloc:
-            raise ConfigError(f"notify.webhook: {advice}")
-    for name, value in notify.headers.items():
-        # Names do not tell which values are secrets.
-        if not VARIABLE.search(value):
-            raise ConfigError(f"notify.headers.{name}: {advice}")
+    """Raise ConfigError if the webhook or a header may hold a secret, which Ray's dashboard would show."""
+    # A text does not show whether it is a secret, so literal text is allowed only where no secret belongs.
+    values = {"notify.webhook": (notify.webhook or "", PUBLIC_WEBHOOK)}
+    values |= {f"notify.headers.{name}": (value, PUBLIC_HEADER) for name, value in notify.headers.items()}
+    for key, (value, public) in values.items():
+        if not public.fullmatch(value):
+            raise ConfigError(
+                f"{key}: Ray's dashboard would show the value. Write ${{NAME}} instead of the value, and set the variable "
+                "NAME on the cluster"
+            )
 
 
 def unpack_code(values: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import logging
 import platform
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -26,6 +27,7 @@ from imagemill.pipeline.output.compact import compact, merge_new_parts
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.obsolete_rejects import input_key, record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
+from imagemill.pipeline.output.parts import list_new_parts, read_parts
 from imagemill.pipeline.output.prefixes import record_prefix
 from imagemill.pipeline.output.prune import finish_interrupted_prunes
 from imagemill.pipeline.output.run_history import RUN_ID
@@ -253,7 +255,7 @@ def check_rejects(config: RunConfig, counts: Account, plan: Plan, output: Store)
 
 
 def record_failure(record: RunRecord, error: BaseException, output: Store, plan: Plan | None) -> None:
-    """Fill in how a run failed and, if the output can be read, how many images the run committed."""
+    """Fill in how a run failed and, if the output can be read, how many rows and rejects the run committed."""
     record.exit_code = getattr(error, "exit_code", 1)
     record.exit_reason = reason(error)
     if isinstance(error, Interrupted):
@@ -261,8 +263,10 @@ def record_failure(record: RunRecord, error: BaseException, output: Store, plan:
     # After OutputHeld, the new parts belong to another run. After TooManyRejects, the record already has the final counts.
     if plan and not isinstance(error, TooManyRejects | OutputHeld):
         with suppress(*store_failures(StorageError)):
-            record.ok = len(committed_ids(output, plan, "results"))
-            record.rejected = len(committed_ids(output, plan, "rejects"))
+            ok = len(committed_ids(output, plan, "results"))
+            classes = read_parts(output, list_new_parts(output, plan.parts, "rejects"), ["error_class"])["error_class"]
+            record.ok, record.rejected = ok, len(classes)
+            record.reasons = dict(Counter(classes.to_pylist()).most_common())
 
 
 def write_record(output: Store, record: RunRecord) -> None:

@@ -30,8 +30,8 @@ def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 2
     """Draw a PNG with rows of center crops.
 
     Args:
-        columns: the heading of each column; without any, the sheet has no line of headings.
-        rows: the tiles of each row; a row is as high as its highest tile.
+        columns: the heading of each column; without any text, the sheet has no line of headings.
+        rows: the tiles of each row, at most one for each column; a row is as high as its highest tile.
         side: largest side of a crop, in pixels.
         group: number of neighbouring columns that belong together; wider gaps separate the groups. 0: no groups.
     """
@@ -48,9 +48,9 @@ def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 2
         draw.text((x, MARGIN), title, "black", heading)
     y = top
     for tiles, pictures, highest in zip(rows, cropped, heights, strict=True):
-        for x, tile, rgb in zip(lefts, tiles, pictures, strict=False):
-            sheet.paste(Image.fromarray(rgb), (x, y))
-            draw.text((x, y + highest + 3), tile.label, "#333333", text)
+        for column, (tile, rgb) in enumerate(zip(tiles, pictures, strict=True)):
+            sheet.paste(Image.fromarray(rgb), (lefts[column], y))
+            draw.text((lefts[column], y + highest + 3), tile.label, "#333333", text)
         y += highest + LABEL + MARGIN
     out = io.BytesIO()
     sheet.save(out, "PNG")

@@ -54,6 +54,12 @@ def test_contact_sheet_separates_groups_of_columns():
     assert gaps[1][0] == gaps[1][2] == gaps[0][0] < gaps[1][1]
 
 
+def test_contact_sheet_refuses_tiles_without_a_column():
+    tiles = [Tile(np.zeros((20, 20, 3), np.uint8), "")] * 3
+    with pytest.raises(IndexError):
+        draw_contact_sheet(["", ""], [tiles], 20)
+
+
 def read_png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 

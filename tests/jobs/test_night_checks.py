@@ -1,5 +1,6 @@
 """Test the checks of all locations of a night before its first run."""
 
+import errno
 import os
 from datetime import date
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagemill.jobs.night_checks import show_checks
+from imagemill.jobs.night_checks import PROBE, show_checks
 from imagemill.jobs.night_config import NightlyConfig
 from imagemill.jobs.submission import night_submission
 from imagemill.pipeline.errors import ConfigError, StorageError
@@ -56,6 +57,36 @@ def test_night_lists_all_unusable_locations_at_once(rclone_bucket, tmp_path, cap
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_interrupted_check_of_a_bucket_leaves_one_object(rclone_bucket, tmp_path, monkeypatch, caplog):
+    """The next night removes the object, and an object of a user that has its name stays."""
+    config = NightlyConfig(jobs=[job("a", tmp_path, f"{rclone_bucket}/out")])
+    with monkeypatch.context() as no_delete:
+
+        def refuse(self: Store, path: str) -> None:
+            raise PermissionError(errno.EACCES, "Access Denied")
+
+        no_delete.setattr(Store, "delete", refuse)
+        for _ in range(2):
+            with pytest.raises(StorageError, match="1 problem"):
+                show_checks(config)
+    assert "Access Denied. Check the credentials and their rights" in caplog.text
+    assert [entry.path for entry in Store(rclone_bucket).entries()] == [f"out/{PROBE}"]
+    show_checks(config)
+    assert list(Store(rclone_bucket).entries()) == []
+    Store(f"{rclone_bucket}/out").write(PROBE, b"")
+    show_checks(config)
+    assert Store(f"{rclone_bucket}/out").read(PROBE) == b""
+    assert f"{rclone_bucket}/out/{PROBE}: not written by imagemill" in caplog.messages[-1]
+
+
+def test_interrupted_check_of_a_folder_leaves_no_file(tmp_path, monkeypatch):
+    """A killed process removes no name, so the file of the check must have none."""
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    show_checks(NightlyConfig(jobs=[job("a", tmp_path / "in", tmp_path / "out")]))
+    assert os.listdir(tmp_path) == ["in"]
+
+
 def test_dry_run_prints_the_runs_of_a_night(imagemill, tmp_path):
     (tmp_path / "in").mkdir()
     night = {"jobs": [job("clean", tmp_path / "in", tmp_path / "out")], "report": str(tmp_path / "nights")}
@@ -77,7 +108,7 @@ def test_night_submission_is_complete(tmp_path):
     places = {"input": "s3://b/in/{date}", "output": "s3://b/out/{date}"}
     night = {
         "jobs": [{"config": "clean.yaml", "code": str(tmp_path / "code"), **places}],
-        "notify": {"webhook": "${HOOK}", "headers": {"X": "Bearer ${TOKEN}"}},
+        "notify": {"webhook": "https://${HOST}:8099/${HOOK}?${X}", "headers": {"X": "Bearer ${TOKEN}"}},
     }
     submission = night_submission(night, str(tmp_path / "night.yaml"))
     command, text = submission.entrypoint.split("\n", 1)
@@ -95,6 +126,10 @@ def test_night_submission_is_complete(tmp_path):
         ({"jobs": [job("a", "s3://b/in", "out")]}, "a: output='out': a relative path"),
         ({"report": "nights"}, "report='nights': a relative path"),
         ({"notify": {"webhook": "https://hooks.slack.com/T0P"}}, r"notify.webhook: Ray's dashboard would show the value"),
+        ({"notify": {"webhook": "https://h/services/T0P?x=${X}"}}, r"notify.webhook: Ray's dashboard would show the value"),
+        ({"notify": {"webhook": "${HOOK}/T0P"}}, r"notify.webhook: Ray's dashboard would show the value"),
+        ({"notify": {"webhook": "https://h:${PORT}#T0P"}}, r"notify.webhook: Ray's dashboard would show the value"),
+        ({"notify": {"webhook": "http://h", "headers": {"X": "T0P ${X}"}}}, r"notify.headers.X: Ray's dashboard would"),
         ({"notify": {"webhook": "http://h:8099", "headers": {"X": "T0P"}}}, r"notify.headers.X: Ray's dashboard would"),
         ({"jobs": [job("a", "s3://b/in", "s3://b/out", task="denosie")]}, "a: task='denosie': unknown"),
     ],

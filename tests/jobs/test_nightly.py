@@ -16,6 +16,8 @@ import yaml
 from PIL import Image
 
 from imagemill.jobs.night_config import NightlyConfig, plan_night
+from imagemill.jobs.night_page import write_night_page
+from imagemill.jobs.night_summary import NightSummary, RunSummary
 from imagemill.jobs.nightly import seconds_until, show_night
 from imagemill.pipeline.config import read_yaml, validate
 from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
@@ -152,6 +154,7 @@ def test_night_checks_all_jobs_before_the_first_run(night):
         },
         "job 2: output={'{date}': 1}: must be one folder": {"task": "denoise", "input": "i/{date}", "output": {"{date}": 1}},
         "job 2: config=5: must be the name of one file": {"config": 5},
+        "first: name='first': another job has this name": first_job | {"output": "other"},
         "job 2: config=None: must be the name of one file": {"config": None},
     }
     for message, job in invalid_jobs.items():
@@ -257,6 +260,33 @@ def test_night_fails_if_it_loses_more_than_a_few_images(night, tmp_path, capsys)
     assert notification(tmp_path)["headline"] == "nothing new"
     [planned_run] = plan_night(NightlyConfig(**night | {"jobs": [job | {"max_reject_fraction": 1}]}), TONIGHT)
     assert (planned_run.config.max_reject_fraction, planned_run.config.min_rejects) == (1, 2)
+
+
+def test_interrupted_run_names_its_classes_of_rejects(night, tmp_path, monkeypatch):
+    """The signal arrives after the last part and before the account of the run."""
+
+    def raise_deadline(*_: object) -> None:
+        raise Deadline
+
+    monkeypatch.setattr("imagemill.pipeline.run.account", raise_deadline)
+    (tmp_path / "all/0.png").write_bytes(b"broken")
+    for number in (1, 2):
+        (tmp_path / f"all/{number}.png").write_bytes(b"")
+    with pytest.raises(Deadline):
+        show_night(NightlyConfig(**night | {"jobs": [night["jobs"][1]]}), TONIGHT)
+    content = notification(tmp_path)
+    counts = "0 of 3 images ok, 3 rejected (EmptyFile 2, UnknownFormat 1)"
+    assert content["headline"] == f"stopped at the deadline: {counts}"
+    assert list(content["runs"][0]["reasons"].items()) == [("EmptyFile", 2), ("UnknownFormat", 1)]
+    assert "3 rejected</b> (EmptyFile 2, UnknownFormat 1);" in Path(content["report"]).read_text()
+
+
+def test_rejects_without_classes_have_no_brackets(tmp_path):
+    night = NightSummary(began := "2026-03-01T00:00:00+00:00", began, 7, [RunSummary("a", None, "o", 7, "deadline")])
+    night.runs[0].planned, night.runs[0].ok, night.runs[0].rejected = 9, 3, 2
+    assert night.content()["headline"] == "stopped at the deadline: 3 of 9 images ok, 2 rejected"
+    page = Path(str(write_night_page(Store(str(tmp_path)), night.content()))).read_text()
+    assert "2 rejected</b>; 0 done before" in page
 
 
 def test_input_without_known_images_is_a_warning(night, tmp_path, caplog):

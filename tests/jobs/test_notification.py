@@ -14,6 +14,7 @@ from PIL import Image
 from imagemill.jobs import notification
 from imagemill.jobs.night_config import NightlyConfig
 from imagemill.jobs.nightly import show_night
+from imagemill.jobs.notification_formats import LINES_SHOWN
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 
@@ -133,6 +134,31 @@ def test_notification_formats(receiver, tmp_path, monkeypatch):
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
     assert body.decode().splitlines()[0] == f"imagemill, night of {datetime.now():%Y-%m-%d}: nothing new"
     assert body.decode().splitlines()[1].startswith(f"- the night: report {tmp_path}/file: ")
+
+
+def test_message_lists_problems_of_jobs_without_a_run(receiver, tmp_path):
+    """A dated job without an input today has no other line."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    jobs = [
+        {
+            "name": f"job {n}",
+            "task": "denoise",
+            "input": f"{tmp_path}/in/{{date}}",
+            "output": f"{tmp_path}/file/{n}/{{date}}",
+        }
+        for n in range(LINES_SHOWN + 1)
+    ]
+    config = NightlyConfig(jobs=jobs, catch_up=0, notify={"webhook": "${HOOK}", "format": "text"})
+    show_night(config, date(2026, 3, 1))
+    _, *lines, times = receiver.texts()[0].splitlines()
+    place = f"{tmp_path}/file"
+    problems = [
+        f"- job {n}: output {place}/{n}/2026-03-01: {place} is not a folder. Choose another location"
+        for n in range(LINES_SHOWN)
+    ]
+    assert lines == [*problems, "- and 1 more problem"]
+    assert times.endswith("exit code 0")
 
 
 def test_failed_notification_is_recorded_and_shows_no_secret(receiver, tmp_path, caplog):
