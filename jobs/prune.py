@@ -2,10 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from fnmatch import translate
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +19,7 @@ from imagemill.pipeline.output.prune_selection import Selection, select_images, 
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.reports.page import format_bytes
 from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources.selection import WILDCARDS, compile_pattern
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 
@@ -104,7 +104,7 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     if kind == "request":
         # A pattern may also be the name of an image.
         named_ids = sorted({*ids, *map(image_id, paths)})
-        selection = replace(select_images(output, partial(is_named, ids, paths)), named_ids=named_ids)
+        selection = replace(select_images(output, match_request(ids, paths)), named_ids=named_ids)
         warn_of_request(output, selection, paths)
         return selection
     sources = list_sources(output)
@@ -124,17 +124,39 @@ def select_rows(output: Store, kind: Kind, ids: Sequence[str], paths: Sequence[s
     return selection
 
 
-def is_named(ids: Sequence[str], paths: Sequence[str], table: pa.Table) -> pa.Array:
-    """Return for each row of a table whether its image_id is one of `ids`, or its rel_path one of `paths` or patterns."""
-    patterns = [re.compile(translate(path)) for path in paths]
+def match_request(ids: Sequence[str], paths: Sequence[str]) -> Callable[[pa.Table], pa.Array]:
+    """Return a function that returns for each row of a table whether a deletion request names its image.
+
+    Args:
+        ids: values of image_id.
+        paths: values of rel_path, or patterns.
+    """
     exact, wanted = set(paths), set(ids)
-    return pa.array(
-        [
-            row_id in wanted or path in exact or any(pattern.match(path) for pattern in patterns)
-            for row_id, path in zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
-        ],
-        pa.bool_(),
-    )
+    patterns = list(filter(None, map(compile_path, paths)))
+
+    def is_named(table: pa.Table) -> pa.Array:
+        rows = zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
+        return pa.array(
+            (
+                row_id in wanted or path in exact or any(pattern.search(path) for pattern in patterns)
+                for row_id, path in rows
+            ),
+            pa.bool_(),
+        )
+
+    return is_named
+
+
+def compile_path(path: str) -> re.Pattern[str] | None:
+    """Return the regular expression of a --path, a pattern like those of --include; None if it can only name one image.
+
+    Only a path with a wildcard, or with a slash at its start or end, is a pattern: as a pattern, a.jpg would match b/a.jpg.
+    """
+    if not WILDCARDS.search(path) and path == path.strip("/"):
+        return None
+    with suppress(ValueError):
+        return compile_pattern(path)
+    return None
 
 
 def show_selection(selection: Selection, kind: Kind) -> None:
@@ -167,7 +189,7 @@ def warn_of_request(output: Store, selection: Selection, paths: Sequence[str]) -
         if count := len(remaining["image_id"].unique()):
             problem = "still in an input, or an input cannot be listed"
             log.warning("%s: %s. Delete the sources, or the next run processes them again", number(count, "image"), problem)
-    if patterns := [path for path in paths if not set(path).isdisjoint("*?[")]:
+    if patterns := list(filter(compile_path, paths)):
         log.warning("--path %s: %s", patterns[0], IDS_STAY)
     if (records := read_last_records(output)) and records[-1].get("exit_code") not in ACCOUNTED:
         log.warning("the last run did not finish, and may have left images without rows. Run it again before you prune")

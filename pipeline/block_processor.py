@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ from imagemill.pipeline.worker_memory import model_memory
 log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
 """Added to the reason of a damaged input image. Masks, style images and training images must be intact."""
+DECODE_BYTES = 256_000_000
+"""Bytes of encoded images that are being decoded or wait for a thread. One larger image is decoded alone."""
 ROWS_BYTES = 64_000_000
 """Maximum bytes of latents in the rows of a table. A block with more latents becomes several tables and parts."""
 
@@ -139,7 +141,11 @@ class BlockProcessor:
 
     def _run_model(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield items with their model outputs, batch by batch, and decode a few items ahead of the model."""
-        decoded = map_ahead(lambda item: self.threads.submit(self._decode, item), items, 2 * self.job.threads)
+
+        def decode(item: Item) -> Future[Item]:
+            return self.threads.submit(self._decode, item)
+
+        decoded = map_ahead(decode, items, 2 * self.job.threads, Item.encoded_bytes, DECODE_BYTES)
         for batch in self._batches(decoded):
             if batch[0].error is None:
                 self._predict(batch)

@@ -41,6 +41,10 @@ class Item:
         """The decoded image; only valid between decoding and encoding."""
         return require_value(self.picture, "the decoded picture")
 
+    def encoded_bytes(self) -> int:
+        """Return the bytes of the encoded image and mask that the item holds."""
+        return len(self.data) + len(self.mask_data or b"")
+
     def take_data(self) -> bytes:
         """Return the encoded image and release it from the item."""
         data, self.data = self.data, b""

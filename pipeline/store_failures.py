@@ -9,9 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-from imagemill.pipeline.pauses import BUSY, pause, record_answer, retry_after
+from imagemill.pipeline.pauses import BUSY, Refusals, host_of, pause, record_answer, retry_after
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -104,24 +103,25 @@ def log_retry(state: "RetryCallState") -> None:
         log.info("a request to the store failed: %s. Trying again in %.1f s", reason(error), state.next_action.sleep)
 
 
-def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
+def busy_pause(response: Any, request_dict: dict[str, Any], **_: Any) -> float | None:
     """Return the seconds after which botocore repeats a request that a busy server refused; None lets botocore decide.
 
     This is a handler of botocore's event `needs-retry`; botocore itself ignores Retry-After.
 
     Args:
         response: (HTTP response, parsed answer), or None.
-        attempts: number of refusals of this request.
+        request_dict: the request. Its context lasts until botocore no longer repeats the request.
     """
     if response is None:
         return None
     http = response[0]
-    host = urlsplit(http.url).netloc
+    host = host_of(http.url)
     if http.status_code not in BUSY:
         record_answer(host)
         return None
     asked_s = retry_after(http.headers)
-    if asked_s is None or (seconds := pause(host, asked_s, attempts)) is None:
+    refusals = request_dict["context"].setdefault("imagemill_refusals", Refusals())
+    if asked_s is None or (seconds := pause(host, asked_s, refusals)) is None:
         return None
     log.info("%s is busy (HTTP %d). Trying again in %.1f s", host, http.status_code, seconds)
     return seconds

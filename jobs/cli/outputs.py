@@ -60,7 +60,11 @@ def prune(
     output: ReadOutput,
     path: Annotated[
         list[str] | None,
-        typer.Option("--path", help="Remove the images of this path or pattern instead. Repeatable.", metavar="GLOB"),
+        typer.Option(
+            "--path",
+            help="Remove the image of this path instead, or all that match a pattern such as drafts/. Repeatable.",
+            metavar="GLOB",
+        ),
     ] = None,
     id_: Annotated[
         list[str] | None, typer.Option("--id", help="Remove the image of this image_id instead. Repeatable.", metavar="ID")

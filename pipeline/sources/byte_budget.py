@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 FETCHED_BYTES = 256_000_000
-"""Bytes of encoded images that a worker may hold before they are decoded. One larger image is held alone."""
+"""Bytes of encoded images that a worker fetches ahead, up to the next stage. One larger image is fetched alone."""
 LOOK_SECONDS = 1.0
 """Interval at which a fetch that waits for memory reports that it is not stuck."""
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.lookahead import map_ahead
+from imagemill.pipeline.pauses import Refusals, host_of
 from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.byte_budget import FETCHED_BYTES, ByteBudget
@@ -16,7 +17,7 @@ from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.resolver import AddressRefused
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
-from imagemill.pipeline.sources.web import InvalidAddress, TooLarge, fetch, host_of, request
+from imagemill.pipeline.sources.web import InvalidAddress, TooLarge, fetch, request
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import class_of, reason
 
@@ -114,7 +115,7 @@ class ImageReader:
         yield from map_ahead(submit, files, 2 * self.threads, encoded_bytes, FETCHED_BYTES)
         budget = ByteBudget(FETCHED_BYTES)
 
-        def fetch_url(reference: Reference, refusals: int) -> tuple[Result, int]:
+        def fetch_url(reference: Reference, refusals: Refusals) -> tuple[Result, int]:
             taken = 0
 
             def read(report_progress: Callable[[], None]) -> tuple[bytes, None]:
@@ -182,12 +183,12 @@ class ImageReader:
             return self.source.store
         return Store(base, self.source.store.config) if base else None
 
-    def read_url(self, url: str, refusals: int, take_bytes: Callable[[int], None]) -> bytes:
+    def read_url(self, url: str, refusals: Refusals, take_bytes: Callable[[int], None]) -> bytes:
         """Return the image at a URL, by one request.
 
         Args:
             url: an http(s) URL.
-            refusals: number of times that a busy server refused this request.
+            refusals: the earlier refusals of this request by a busy server. A further one is added.
             take_bytes: called with the number of bytes of each chunk, before the next one is read.
 
         Raises:

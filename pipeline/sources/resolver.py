@@ -4,8 +4,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ANSWER_SECONDS = 600.0
 """How long an answer of DNS is used. Servers move rarely, and a failed connection discards the answer at once."""
@@ -17,16 +16,33 @@ class AddressRefused(OSError):
     """Raised for a host whose address is private, link-local or otherwise not on the public internet."""
 
 
-@dataclass(frozen=True)
-class _Answer:
-    ips: list[str]
-    error: socket.gaierror | None
+@dataclass
+class _Lookup:
+    """A lookup of a host. The first thread that holds the lock asks DNS; the others get its answer."""
+
     ends_s: float
+    """Time until which the answer is used."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ips: list[str] | None = None
+    error: socket.gaierror | None = None
+
+    def answer(self, host: str, port: int) -> list[str]:
+        """Return the addresses of the host, or raise the error of DNS."""
+        with self.lock:
+            if self.ips is None and self.error is None:
+                try:
+                    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                    self.ips = list(dict.fromkeys(str(address[0]) for *_, address in found))
+                except socket.gaierror as e:
+                    self.error = e
+        if self.error:
+            raise socket.gaierror(*self.error.args)
+        return self.ips or []
 
 
-_answers: dict[tuple[str, int], _Answer] = {}
-_locks: defaultdict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
-_locks_lock = threading.Lock()
+_lookups: dict[tuple[str, int], _Lookup] = {}
+"""Lookups of the last ANSWER_SECONDS, the oldest first."""
+_lock = threading.Lock()
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -35,26 +51,23 @@ def resolve(host: str, port: int) -> list[str]:
     Raises:
         socket.gaierror: when the name cannot be resolved. That a name does not exist is remembered like an address.
     """
-    with _locks_lock:
-        lock = _locks[host, port]
-    with lock:
-        answer = _answers.get((host, port))
-        if answer is None or time.monotonic() > answer.ends_s:
-            answer = _look_up(host, port)
-            if answer.error is None or answer.error.errno in UNKNOWN_NAMES:
-                _answers[host, port] = answer
-    if answer.error:
-        raise socket.gaierror(*answer.error.args)
-    return answer.ips
-
-
-def _look_up(host: str, port: int) -> _Answer:
-    ends_s = time.monotonic() + ANSWER_SECONDS
+    with _lock:
+        now = time.monotonic()
+        while _lookups and now > next(iter(_lookups.values())).ends_s:
+            del _lookups[next(iter(_lookups))]
+        lookup = _lookups.setdefault((host, port), _Lookup(now + ANSWER_SECONDS))
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return lookup.answer(host, port)
     except socket.gaierror as e:
-        return _Answer([], e, ends_s)
-    return _Answer(list(dict.fromkeys(str(address[0]) for *_, address in found)), None, ends_s)
+        if e.errno not in UNKNOWN_NAMES:
+            _forget(host, port)
+        raise
+
+
+def _forget(host: str, port: int) -> None:
+    """Let the next connection to a host ask DNS again."""
+    with _lock:
+        _lookups.pop((host, port), None)
 
 
 def connect(
@@ -91,5 +104,5 @@ def connect(
         except OSError as e:
             error = e
     # The server may have moved, so the next connection asks DNS again.
-    _answers.pop((host, port), None)
+    _forget(host, port)
     raise error

@@ -13,7 +13,7 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
-from imagemill.pipeline.pauses import BUSY, pause, quiet_seconds, record_answer, retry_after
+from imagemill.pipeline.pauses import BUSY, Refusals, host_of, pause, quiet_seconds, record_answer, retry_after
 from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.host_queue import HostBusy
 from imagemill.pipeline.sources.resolver import AddressRefused, connect
@@ -115,28 +115,19 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def host_of(url: str) -> str:
-    """Return the host and port that a URL names, in lower case. Invalid URLs have no host."""
-    try:
-        return urllib.parse.urlsplit(url).netloc.lower()
-    except ValueError:
-        return ""
-
-
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     """Return the body at a URL like `request`, and wait while the server is busy."""
-    refusals = 0
+    refusals = Refusals()
     while True:
         time.sleep(quiet_seconds(host_of(url)))
         try:
             return request(url, max_bytes, public_only, refusals)
         except HostBusy as e:
-            refusals += 1
             time.sleep(e.seconds)
 
 
 def request(
-    url: str, max_bytes: int, public_only: bool, refusals: int = 0, take_bytes: Callable[[int], None] = lambda _: None
+    url: str, max_bytes: int, public_only: bool, refusals: Refusals, take_bytes: Callable[[int], None] = lambda _: None
 ) -> bytes:
     """Return the body at a URL.
 
@@ -146,7 +137,7 @@ def request(
         url: an http(s) URL.
         max_bytes: maximum size of the body.
         public_only: whether to refuse addresses that are not public.
-        refusals: number of times that a busy server refused this request.
+        refusals: the earlier refusals of this request by a busy server. A further one is added.
         take_bytes: called with the number of bytes of each chunk, before the next one is read.
 
     Raises:
@@ -167,7 +158,7 @@ def request(
     except urllib.error.HTTPError as e:
         if e.code not in BUSY:
             record_answer(host)
-        elif (seconds := pause(host, retry_after(dict(e.headers)), refusals + 1)) is not None:
+        elif (seconds := pause(host, retry_after(dict(e.headers)), refusals)) is not None:
             log.info("%s: busy (HTTP %d), trying again after %.1f s", shown, e.code, seconds)
             raise HostBusy(seconds) from None
         if e.code in (404, 410):

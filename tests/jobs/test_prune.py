@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagemill.jobs.prune import select_rows, show_prune
+from imagemill.jobs.prune import match_request, select_rows, show_prune
 from imagemill.jobs.removed import list_sources
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError
@@ -171,6 +171,29 @@ def test_prune_of_a_request_needs_no_rows(place, imagemill, monkeypatch):
     monkeypatch.setattr("imagemill.jobs.prune.list_sources", None)  # Nothing matches, so no input is listed.
     assert "a pattern finds only images with rows" in imagemill("prune", output.url, "--path", "anna/*", "--yes")[2]
     assert verify(output).problems == []
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("a.jpg", ["a.jpg"]),
+        ("/a.jpg", ["a.jpg"]),
+        ("x[1].jpg", ["x1.jpg", "x[1].jpg"]),
+        ("y[.jpg", ["y[.jpg"]),
+        ("drafts", []),
+        ("drafts/", ["b/drafts/c.jpg", "drafts/a.jpg"]),
+        ("/Drafts/", ["drafts/a.jpg"]),
+        ("b/*.jpg", ["b/a.jpg"]),
+        ("s.tar/", ["s.tar/a.jpg"]),
+    ],
+)
+def test_path_of_a_request_is_exact_or_a_pattern(path, names):
+    """Patterns are those of --include. A plain path is one image, not all images of that name."""
+    table = pa.table(
+        {"rel_path": ["a.jpg", "b/a.jpg", "b/drafts/c.jpg", "drafts/a.jpg", "s.tar/a.jpg", "x1.jpg", "x[1].jpg", "y[.jpg"]}
+    )
+    table = table.append_column("image_id", table["rel_path"])
+    assert table.filter(match_request((), [path])(table))["rel_path"].to_pylist() == names
 
 
 def test_prune_keeps_the_newest_version(place):

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,40 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
+from imagemill.pipeline.pauses import Refusals
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources import resolver
 from imagemill.pipeline.sources.byte_budget import ByteBudget
-from imagemill.pipeline.sources.host_queue import HostBusy, HostQueue
+from imagemill.pipeline.sources.host_queue import MOST_REFUSED, HostBusy, HostQueue
 from imagemill.pipeline.sources.resolver import AddressRefused, connect
 from tests.support.shards import pictures, rows
 from tests.support.worker_jobs import job_here, processor_here
 
+FREE_THREADS = 4
+"""Threads of the pool that the queue must not use."""
 
-def queue_of(items: list[str], fetch: Callable[[str, int], str], threads: int, per_host: int) -> list[str]:
+
+def queue_of(items: list[str], fetch: Callable[[str, Refusals], str], threads: int, per_host: int) -> list[str]:
     """Return the results of a HostQueue; the host of an item is its first character."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads + FREE_THREADS) as pool:
         return list(HostQueue(items, lambda item: item[0], fetch, pool, threads, per_host, lambda: True))
 
 
+def refuse(refusals: Refusals) -> None:
+    """Raise HostBusy for a moment."""
+    refusals.count += 1
+    raise HostBusy(0.01)
+
+
 @given(st.lists(st.sampled_from(["a1", "b1", "c1"]), max_size=12), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=30)
 def test_host_queue_fetches_all_within_limits(items: list[str], threads: int, per_host: int) -> None:
     running: Counter[str] = Counter()
     lock, peaks = threading.Lock(), Counter[str]()
 
-    def fetch(item: str, refusals: int) -> str:
+    def fetch(item: str, refusals: Refusals) -> str:
         with lock:
             running[item[0]] += 1
             peaks[item[0]] = max(peaks[item[0]], running[item[0]])
             peaks["all"] = max(peaks["all"], running.total())
+        time.sleep(0.001)
         with lock:
             running[item[0]] -= 1
-        if item[0] == "b" and refusals < 2:
-            raise HostBusy(0)
+        if item[0] == "b" and refusals.count < 2:
+            refuse(refusals)
         return item
 
     assert sorted(queue_of(items, fetch, threads, per_host)) == sorted(items)
@@ -56,18 +70,74 @@ def test_host_queue_busy_host_delays_no_other() -> None:
     """One thread fetches all images of other hosts while the first host wants to wait."""
     done: list[str] = []
 
-    def fetch(item: str, refusals: int) -> str:
+    def fetch(item: str, refusals: Refusals) -> str:
         if item[0] == "a" and len(done) < 3:
-            raise HostBusy(0.05)
+            refuse(refusals)
         done.append(item)
         return item
 
     assert queue_of(["a1", "a2", "b1", "b2", "c1"], fetch, 1, 1)[:3] == ["b1", "c1", "b2"]
-    assert done[3:] == ["a1", "a2"]
+    assert sorted(done[3:]) == ["a1", "a2"]
+
+
+@pytest.mark.parametrize(("threads", "per_host"), [(1, 1), (8, 4)])
+def test_host_queue_refused_item_delays_no_other(threads: int, per_host: int) -> None:
+    """A URL that its host always refuses waits alone, and the other URLs of the host are fetched meanwhile."""
+    done: list[str] = []
+
+    def fetch(item: str, refusals: Refusals) -> str:
+        if item == "a0" and len(done) < 99:
+            assert refusals.count < 200, f"only {len(done)} of 99 images after {refusals.count} refusals"
+            refuse(refusals)
+        done.append(item)
+        return item
+
+    assert queue_of([f"a{n}" for n in range(100)], fetch, threads, per_host)[-1] == "a0"
+
+
+def test_host_queue_limits_requests_to_a_busy_host() -> None:
+    """A host that refuses each URL at first gets no new request while MOST_REFUSED of its URLs wait."""
+    asked, done, waiting = set[str](), list[str](), list[int]()
+
+    def fetch(item: str, refusals: Refusals) -> str:
+        asked.add(item)
+        waiting.append(len(asked) - len(done))
+        if not refusals.count:
+            refuse(refusals)
+        done.append(item)
+        return item
+
+    queue_of([f"a{n}" for n in range(100)], fetch, threads=4, per_host=4)
+    assert max(waiting) <= MOST_REFUSED + 4
+
+
+def test_host_queue_starts_nothing_after_close() -> None:
+    """A fetch that is refused after its consumer has stopped is not repeated."""
+    started, closed, refused = threading.Event(), threading.Event(), []
+
+    def fetch(item: str, refusals: Refusals) -> str:
+        if item == "b1":
+            assert started.wait(60)
+            return item
+        started.set()
+        assert closed.wait(60)
+        refused.append(item)
+        raise HostBusy(0)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = iter(HostQueue(["a1", "b1"], lambda item: item[0], fetch, pool, 2, 1, lambda: True))
+        assert next(results) == "b1"
+        results.close()
+        closed.set()
+        # Both threads meet twice: a repeated fetch would be in the queue before the second meeting.
+        meeting = threading.Barrier(2)
+        for _ in range(2):
+            list(pool.map(meeting.wait, [60, 60]))
+    assert refused == ["a1"]
 
 
 def test_host_queue_raises_errors() -> None:
-    def fail(item: str, refusals: int) -> str:
+    def fail(item: str, refusals: Refusals) -> str:
         raise ZeroDivisionError(item)
 
     with pytest.raises(ZeroDivisionError, match="a1"):
@@ -156,6 +226,12 @@ def write_manifest(path: Path, urls: list[str], **config: Any) -> RunConfig:
     return RunConfig(task="denoise", input=str(path), output=str(path.parent / "out"), **config)
 
 
+@pytest.mark.parametrize(
+    # Both engines pass the same job to the same worker, and the worker takes its limits from the job.
+    "engine",
+    ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])],
+    indirect=True,
+)
 def test_run_fetches_many_urls_at_once(tmp_path: Path, crops: Any, engine: str) -> None:
     """The server answers only when six requests have arrived, and never sees more, on both engines."""
     with gallery(pictures(crops, 1)[0], together=6) as server:
@@ -181,9 +257,30 @@ def test_worker_fetches_others_while_a_host_waits(tmp_path: Path, crops: Any) ->
     assert len(fast.asked) == 4
 
 
+def test_worker_bounds_bytes_that_wait_for_decoding(tmp_path: Path, crops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images above the limit are decoded one at a time."""
+    monkeypatch.setattr("imagemill.pipeline.block_processor.DECODE_BYTES", 1)
+    for number, data in enumerate(pictures(crops, 4)):
+        (tmp_path / f"{number}.png").write_bytes(data)
+    resolved = resolve(RunConfig(task="denoise", input=str(tmp_path), output=f"{tmp_path}-out"))
+    lock, another = threading.Lock(), threading.Event()
+
+    def decode(*args: Any) -> DecodedImage:
+        if not lock.acquire(blocking=False):
+            another.set()
+            raise AssertionError("two images are decoded at once")
+        another.wait(0.05)
+        lock.release()
+        return decode_image(*args)
+
+    monkeypatch.setattr("imagemill.pipeline.block_processor.decode_image", decode)
+    (table,) = processor_here(job_here(resolved))(build_plan(resolved).todo)
+    assert table["error"].null_count == len(table) == 4
+
+
 def answers(monkeypatch: pytest.MonkeyPatch, *lookups: list[str]) -> Counter[str]:
     """Let DNS give one answer after the other; record lookups and connections. Connections to 8.8.8.8 fail."""
-    resolver._answers.clear()
+    resolver._lookups.clear()
     seen, remaining = Counter[str](), list(lookups)
 
     def look_up(host: str, port: int, type: int = 0) -> list[Any]:
@@ -213,6 +310,17 @@ def test_resolver_asks_dns_once(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(socket.gaierror):
             connect(("unknown", 80), public_only=True)
     assert seen["lookups"] == 2
+
+
+def test_resolver_forgets_old_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that asks for many hosts does not keep them all."""
+    monkeypatch.setattr(resolver, "ANSWER_SECONDS", -1.0)
+    hosts = [f"host{n}" for n in range(100)]
+    seen = answers(monkeypatch, *[["9.9.9.9"]] * 100)
+    for host in hosts:
+        connect((host, 80), public_only=True)
+    assert seen["lookups"] == 100
+    assert len(resolver._lookups) == 1
 
 
 @pytest.mark.parametrize("later", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1", "fd00::1"])

@@ -2,6 +2,7 @@ import hashlib
 import logging
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import s3fs
+from botocore.awsrequest import AWSResponse
 from moto.s3.models import FakeKey
 
 from imagemill.pipeline.config import RunConfig
@@ -17,7 +19,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store, split_scheme
 from imagemill.pipeline.storage_config import CHECKSUMS, StorageConfig
-from imagemill.pipeline.store_failures import reason
+from imagemill.pipeline.store_failures import busy_pause, reason
 from tests.support.races import race_to_create
 
 NAMES = [
@@ -359,3 +361,15 @@ def test_run_over_odd_etags_warns_once(
     assert (record["ok"], record["rejected"]) == (4, 0)
     [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("imagemill")]
     assert warning.startswith(f"{odd_etags} at {moto_url}: an etag is not")
+
+
+def test_store_refused_request_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience with one request ends although the store answers all other requests."""
+    monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.05)
+    busy, fine = (AWSResponse("http://store/x", status, {"Retry-After": "0"}, None) for status in (503, 200))
+    request: dict[str, Any] = {"context": {}}
+    assert busy_pause((busy, {}), attempts=1, request_dict=request) == 0.0
+    time.sleep(0.06)
+    assert busy_pause((fine, {}), attempts=1, request_dict={"context": {}}) is None
+    assert busy_pause((busy, {}), attempts=1, request_dict={"context": {}}) == 0.0
+    assert busy_pause((busy, {}), attempts=2, request_dict=request) is None

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from imagemill.jobs.failures import show_failures
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.pauses import quiet_seconds, retry_after
+from imagemill.pipeline.pauses import Refusals, host_of, quiet_seconds, retry_after
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
+from imagemill.pipeline.sources.host_queue import HostBusy
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.resolver import AddressRefused
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.sources.web import fetch
+from imagemill.pipeline.sources.web import fetch, request
 from imagemill.pipeline.storage import Store
 from tests.support.worker_jobs import job_here, processor_here
 
@@ -154,6 +155,39 @@ def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="503"):
         fetch(f"{url}/busy-always", 1000, public_only=False)
     assert len(server.requests["/busy-always"]) > request_count + 1
+
+
+def test_web_refused_url_is_given_up_alone(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience with one URL ends although the site answers all other requests."""
+    monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.2)
+    server.refusal = 503, {"Retry-After": "0"}
+    url, refusals = f"http://127.0.0.1:{server.server_port}", Refusals()
+
+    def ask_until_final() -> None:
+        while refusals.count < 1000:
+            assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
+            with suppress(HostBusy):
+                request(f"{url}/busy-always", 1000, False, refusals)
+
+    with pytest.raises(OSError, match="/busy-always: 503"):
+        ask_until_final()
+    assert refusals.count > 1
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://a/x", "a:80"),
+        ("HTTP://A:80/y", "a:80"),
+        ("https://a/x", "a:443"),
+        ("http://[::1]:8080/x", "::1:8080"),
+        ("http:///x", ""),
+        ("http://a:b/x", ""),
+    ],
+)
+def test_web_host_of_url(url: str, host: str) -> None:
+    """Limits count requests to one host and port, however the URL writes them."""
+    assert host_of(url) == host
 
 
 @pytest.mark.parametrize(
